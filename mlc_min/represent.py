@@ -1,0 +1,77 @@
+"""Hidden state of the last prompt token at one layer: the h of the method.
+
+Layers are numbered as in transformers' `hidden_states`: entry 0 is the embedding, entry k the output of
+the k-th layer, and the last entry n the output of the last layer after the final norm. -1 means n.
+"""
+
+import torch
+
+
+class _LayerReached(Exception):
+    """Carries the input of layer k out of the forward pass, so that nothing above it runs."""
+
+    def __init__(self, hidden_states: torch.Tensor):
+        self.hidden_states = hidden_states
+
+
+def resolve_layer(model, layer: int) -> int:
+    """The entry number 0…n for `layer`, which may be negative as in Python. Raises ValueError outside."""
+    n = model.config.get_text_config().num_hidden_layers
+    if not -n - 1 <= layer <= n:
+        raise ValueError(f"layer must lie between {-n - 1} and {n} for this model of {n} layers, got {layer}")
+    return layer % (n + 1)
+
+
+def position_ids(attention_mask: torch.Tensor) -> torch.Tensor:
+    """0, 1, 2, … from the first real token on, so that left padding changes nothing. (N, T) -> (N, T).
+
+    >>> position_ids(torch.tensor([[0, 0, 1, 1, 1]])).tolist()
+    [[0, 0, 0, 1, 2]]
+    """
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def last_position(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Index of each row's last real token, for right and left padding alike. (N, T) -> (N,) int64.
+
+    From the mask and never from token values: many models pad with their end token.
+    Raises ValueError for a row without any token.
+
+    >>> last_position(torch.tensor([[1, 1, 0], [0, 1, 1]])).tolist()
+    [1, 2]
+    """
+    if (attention_mask.sum(-1) == 0).any():
+        raise ValueError("a row of attention_mask is all zeros: an empty prompt has no last token")
+    positions = torch.arange(attention_mask.shape[-1], device=attention_mask.device)
+    return (attention_mask.bool() * positions).argmax(-1)
+
+
+def last_token_states(model, input_ids: torch.Tensor, attention_mask: torch.Tensor, layer: int = -1) -> torch.Tensor:
+    """h: hidden state of the last token of each prompt at entry `layer`. (N, T), (N, T) -> (N, d_h).
+
+    The prompts must end as generation would start, that is with the chat template's generation prompt.
+    Runs the layers up to `layer` and stops: no layer above it, no final norm unless it is the last entry,
+    no vocabulary logits. Keeps the gradient. The dtype is the model's own (or autocast's).
+    """
+    layer = resolve_layer(model, layer)
+    decoder = model.get_decoder()
+    inputs = dict(
+        input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids(attention_mask), use_cache=False
+    )
+    if layer == len(decoder.layers):
+        hidden_states = decoder(**inputs).last_hidden_state
+    else:
+
+        def stop(module, args, kwargs):
+            raise _LayerReached(args[0] if args else kwargs["hidden_states"])
+
+        hook = decoder.layers[layer].register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            decoder(**inputs)
+            raise RuntimeError(f"the model never ran layer {layer}: its layers are not where this code looks")
+        except _LayerReached as reached:
+            hidden_states = reached.hidden_states
+        finally:
+            hook.remove()
+    rows = torch.arange(len(input_ids), device=input_ids.device)
+    return hidden_states[rows, last_position(attention_mask)]
