@@ -1,0 +1,247 @@
+"""Rows in files → examples in tokens → padded batches.
+
+The native format is that of the official code: JSONL or one JSON list of rows with `prompt` (English),
+`prompt_zh`, `prompt_ar`, … and `chosen`, `rejected`; each a bare string, `{"from": …, "value": …}`,
+`{"role": …, "content": …}`, or a list of one of these. SFT rows have `instruction`, `input`, `output` in
+place of `prompt` and `chosen`. Only prompts are translated; responses are in the first language.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from mlc_min.errors import InputError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training or test row as text."""
+
+    where: str  # "file:line", for messages
+    prompts: dict[str, str]  # language code -> prompt
+    chosen: str | None = None
+    rejected: str | None = None
+    extra: dict = field(default_factory=dict)  # every other field, untouched
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as token ids; the prompts end with the chat template's generation prompt."""
+
+    where: str
+    prompts: dict[str, list[int]]
+    chosen: list[int]  # ends with exactly one end token
+    rejected: list[int] | None  # None in SFT rows
+
+
+# --- rows ---
+
+
+def read_rows(path: str | Path, languages: tuple[str, ...] = ("en",), responses: tuple[str, ...] = ()) -> list[Row]:
+    """Read a JSONL file or a JSON list; check that each row has `languages` and `responses`.
+
+    languages: codes; "en" (or the first) is the field `prompt`, any other `prompt_<code>`. responses: of
+    "chosen", "rejected". Raises InputError for anything that is not as the module's first lines say.
+    """
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")  # a byte-order mark is not part of the data
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; give an existing JSON or JSONL file") from None
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
+    rows = [_make_row(value, f"{path}:{line}", languages, responses) for value, line in _json_values(text, path)]
+    if not rows:
+        raise InputError(f"{path}: holds no rows; expected one JSON object a line, or a JSON list of objects")
+    return rows
+
+
+def _json_values(text: str, path: Path):
+    """Yield (value, line number) of each element of a JSON list, or of each JSONL line."""
+    decoder = json.JSONDecoder()
+    is_list = text.lstrip().startswith("[")
+    position = text.index("[") + 1 if is_list else 0
+    while True:
+        while position < len(text) and text[position].isspace():
+            position += 1
+        if position == len(text) and not is_list:
+            return
+        line = text.count("\n", 0, position) + 1
+        if is_list and text[position : position + 1] == "]":
+            return
+        try:
+            value, end = decoder.raw_decode(text, position)
+        except (json.JSONDecodeError, RecursionError) as error:
+            what = getattr(error, "msg", "too deeply nested")
+            raise InputError(f"{path}:{line}: not JSON ({what}); each row must be one JSON object") from None
+        yield value, line
+        rest = text[end:].lstrip() if is_list else text[end:].split("\n", 1)[0].strip()
+        position = end
+        if is_list:
+            if rest[:1] == ",":
+                position = text.index(",", end) + 1
+            elif rest[:1] != "]":
+                raise InputError(f"{path}:{line}: a comma or ] must follow this row; the list is cut off or broken")
+        elif rest:
+            raise InputError(f"{path}:{line}: more text after the JSON object; write one object a line")
+
+
+def _make_row(value, where: str, languages: tuple[str, ...], responses: tuple[str, ...]) -> Row:
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: a row must be a JSON object, this is a {type(value).__name__}")
+    fields = dict(value)
+    if "instruction" in fields:  # an SFT row
+        instruction = _text(fields.pop("instruction"), "instruction", where)
+        context = fields.pop("input", "")
+        if not isinstance(context, str):
+            raise InputError(f"{where}: field 'input' must be a string; write \"\" for none")
+        fields["prompt"] = f"{instruction}\n{context}" if context else instruction
+        if "output" in fields:
+            fields["chosen"] = fields.pop("output")
+    prompts = {}
+    for name in [n for n in fields if n == "prompt" or n.startswith("prompt_")]:
+        prompts["en" if name == "prompt" else name.removeprefix("prompt_")] = _text(fields.pop(name), name, where)
+    for language in languages:
+        if language not in prompts:
+            name = "prompt" if language == "en" else f"prompt_{language}"
+            raise InputError(f"{where}: field '{name}' is missing; add the prompt, or leave '{language}' out of the run")
+    texts = {}
+    for name in ("chosen", "rejected"):
+        if name in fields:
+            texts[name] = _text(fields.pop(name), name, where)
+        elif name in responses:
+            raise InputError(f"{where}: field '{name}' is missing; each training row needs it")
+    return Row(where, prompts, texts.get("chosen"), texts.get("rejected"), fields)
+
+
+def _text(value, name: str, where: str) -> str:
+    """The string in any of the official shapes: "…", {"from", "value"}, {"role", "content"}, [one of these]."""
+    if isinstance(value, list):
+        if len(value) != 1:
+            raise InputError(f"{where}: field '{name}' has {len(value)} turns; only single-turn rows can be used")
+        value = value[0]
+    if isinstance(value, dict):
+        value = value.get("value", value.get("content"))
+    if not isinstance(value, str):
+        raise InputError(f"{where}: field '{name}' must be a string, or an object with a string 'value' or 'content'")
+    if not value.strip():
+        raise InputError(f"{where}: field '{name}' is empty; fill it or remove the row")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: field '{name}' holds half a character (a lone surrogate); repair it") from None
+    return value
+
+
+# --- examples ---
+
+
+def encode_prompt(tokenizer, prompt: str) -> list[int]:
+    """Token ids of the prompt in the chat template, generation prompt included: the last one is where the
+    reply starts, and is the same token in every language. Raises InputError if there is no chat template."""
+    if not tokenizer.chat_template:
+        raise InputError(
+            "the tokenizer has no chat template; use an instruction-tuned model, or set "
+            "tokenizer.chat_template and save the tokenizer again"
+        )
+    message = [{"role": "user", "content": prompt}]
+    return tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+def end_of_turn(tokenizer) -> int:
+    """The one token that ends a reply: what the chat template writes after it (Gemma: <end_of_turn>, not <eos>)."""
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+    after = tokenizer.apply_chat_template(messages, tokenize=False).rpartition("answer")[2].strip()
+    ids = tokenizer.encode(after, add_special_tokens=False) if after else []
+    return ids[0] if ids else tokenizer.eos_token_id
+
+
+def encode_rows(rows: list[Row], tokenizer, languages: tuple[str, ...], max_length: int) -> tuple[list[Example], int]:
+    """Tokenise rows; returns the examples and how many rows were left out because they exceed `max_length`.
+
+    Prompt and response are encoded apart, so no token spans the boundary and the prompt's ids are a prefix
+    of the whole. A row that does not fit is left out and counted, never trained on with its response cut.
+    """
+    end = end_of_turn(tokenizer)
+    examples = []
+    for row in rows:
+        prompts = {language: encode_prompt(tokenizer, row.prompts[language]) for language in languages}
+        responses = [
+            None if text is None else [*tokenizer.encode(text, add_special_tokens=False), end]
+            for text in (row.chosen, row.rejected)
+        ]
+        longest = max(len(prompts[languages[0]]) + len(r or ()) for r in responses)
+        if max(longest, *map(len, prompts.values())) <= max_length:
+            examples.append(Example(row.where, prompts, *responses))
+    return examples, len(rows) - len(examples)
+
+
+def shuffle_translations(examples: list[Example], seed: int) -> list[Example]:
+    """The control: every language but the first gets its prompts permuted among the examples.
+
+    The same prompts, the same responses, the same amount of training; only "these are translations of each
+    other" is no longer true.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    first, *others = examples[0].prompts
+    orders = {language: torch.randperm(len(examples), generator=generator).tolist() for language in others}
+    return [
+        Example(
+            e.where,
+            {first: e.prompts[first]} | {lang: examples[order[i]].prompts[lang] for lang, order in orders.items()},
+            e.chosen,
+            e.rejected,
+        )
+        for i, e in enumerate(examples)
+    ]
+
+
+# --- batches ---
+
+
+def pad(sequences: list[list[int]], pad_id: int, side: str = "right") -> dict[str, torch.Tensor]:
+    """{input_ids, attention_mask}, both (N, T) int64. The mask comes from lengths, not from token values.
+
+    >>> pad([[5, 6, 7], [8]], 0)["input_ids"].tolist(), pad([[5, 6, 7], [8]], 0, "left")["input_ids"].tolist()
+    ([[5, 6, 7], [8, 0, 0]], [[5, 6, 7], [0, 0, 8]])
+    """
+    width = max(map(len, sequences))
+    input_ids = torch.full((len(sequences), width), pad_id)
+    attention_mask = torch.zeros_like(input_ids)
+    for i, sequence in enumerate(sequences):
+        place = slice(0, len(sequence)) if side == "right" else slice(width - len(sequence), width)
+        input_ids[i, place] = torch.tensor(sequence)
+        attention_mask[i, place] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def response_batch(prompts: list[list[int]], responses: list[list[int]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Prompt and response joined, right-padded, with response_mask (N, T) bool: True on response tokens only."""
+    batch = pad([p + r for p, r in zip(prompts, responses, strict=True)], pad_id)
+    positions = torch.arange(batch["input_ids"].shape[1])
+    starts = torch.tensor([len(p) for p in prompts])[:, None]
+    ends = starts + torch.tensor([len(r) for r in responses])[:, None]
+    return batch | {"response_mask": (positions >= starts) & (positions < ends)}
+
+
+def preference_batch(examples: list[Example], pad_id: int) -> dict[str, torch.Tensor]:
+    """(2N, T): rows 0…N-1 are the chosen responses, rows N…2N-1 the rejected ones of the same prompts."""
+    prompts = [next(iter(e.prompts.values())) for e in examples]
+    return response_batch(prompts * 2, [e.chosen for e in examples] + [e.rejected for e in examples], pad_id)
+
+
+def chosen_batch(examples: list[Example], pad_id: int) -> dict[str, torch.Tensor]:
+    """(N, T): the chosen responses alone, for SFT."""
+    return response_batch([next(iter(e.prompts.values())) for e in examples], [e.chosen for e in examples], pad_id)
+
+
+def consistency_batch(examples: list[Example], languages: tuple[str, ...], pad_id: int) -> dict[str, torch.Tensor]:
+    """(N·m, T), prompt by prompt: row n·m + j is prompt n in language j, so `.view(N, m, -1)` gives the groups.
+
+    (The official SFT route lays them out language by language and then reshapes as if prompt by prompt,
+    which mixes prompts within a group.)
+    """
+    return pad([e.prompts[language] for e in examples for language in languages], pad_id)

@@ -1,0 +1,20 @@
+"""One kind of error for everything a user can mend, shown as one line with exit code 2."""
+
+import sys
+from collections.abc import Callable
+
+
+class InputError(ValueError):
+    """Bad input from outside (a file, a setting, a model folder). The message is one line: what, where, how to mend."""
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command's `main`; an InputError becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,84 @@
+"""Load a causal language model and its tokenizer from a folder in Hugging Face format; save one safely."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mlc_min.errors import InputError
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" is CUDA where there is one, else the CPU. Raises InputError for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {name}: not usable here ({reason}); try --device cpu") from None
+    return device
+
+
+def load_model(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):
+    """(model, tokenizer) from a folder or Hub id; weights in safetensors only, and no code from the folder is run.
+
+    dtype: of the weights. float32 by default: at learning rates around 1e-6 an update of a bfloat16
+    weight rounds to nothing. Raises InputError in one line if there is no such model.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise InputError(f"--model {path}: cannot be loaded ({reason}); give a folder with config.json, a tokenizer and *.safetensors") from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # harmless: masks are made from lengths, never from token values
+    return model.to(device), tokenizer
+
+
+def vocabulary_head(model) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The map from last hidden states to logits, for use at the positions that need them only."""
+    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)  # Gemma 2
+    output = model.get_output_embeddings()
+
+    def head(hidden_states: torch.Tensor) -> torch.Tensor:
+        logits = output(hidden_states)
+        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+    return head
+
+
+def freeze(model, names: str) -> list[str]:
+    """Stop training of each parameter whose name contains one of the comma-separated `names`; returns those frozen.
+
+    Raises InputError for a name that matches nothing.
+    """
+    frozen = []
+    for part in filter(None, (n.strip() for n in names.split(","))):
+        matched = [(name, p) for name, p in model.named_parameters() if part in name]
+        if not matched:
+            raise InputError(f"--freeze {part}: no parameter has this in its name; the first is {next(model.named_parameters())[0]}")
+        for name, parameter in matched:
+            parameter.requires_grad_(False)
+            frozen.append(name)
+    return frozen
+
+
+def save_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder beside the target and swap it in when it is whole, so that a crash leaves the old one."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    write(fresh)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(folder, old)
+    os.rename(fresh, folder)
+    shutil.rmtree(old, ignore_errors=True)
