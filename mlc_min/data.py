@@ -107,7 +107,9 @@ def _make_row(value, where: str, languages: tuple[str, ...], responses: tuple[st
     for language in languages:
         if language not in prompts:
             name = "prompt" if language == "en" else f"prompt_{language}"
-            raise InputError(f"{where}: field '{name}' is missing; add the prompt, or leave '{language}' out of the run")
+            raise InputError(
+                f"{where}: field '{name}' is missing; add the prompt, or leave '{language}' out of the run"
+            )
     texts = {}
     for name in ("chosen", "rejected"):
         if name in fields:

@@ -1,7 +1,5 @@
-"""Load a causal language model and its tokenizer from a folder in Hugging Face format; save one safely."""
+"""Load a causal language model and its tokenizer from a folder in Hugging Face format."""
 
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,7 +33,9 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", dtype: torc
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise InputError(f"--model {path}: cannot be loaded ({reason}); give a folder with config.json, a tokenizer and *.safetensors") from None
+        raise InputError(
+            f"--model {path}: cannot be loaded ({reason}); give a folder with config.json, a tokenizer and *.safetensors"
+        ) from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # harmless: masks are made from lengths, never from token values
     return model.to(device), tokenizer
@@ -62,23 +62,10 @@ def freeze(model, names: str) -> list[str]:
     for part in filter(None, (n.strip() for n in names.split(","))):
         matched = [(name, p) for name, p in model.named_parameters() if part in name]
         if not matched:
-            raise InputError(f"--freeze {part}: no parameter has this in its name; the first is {next(model.named_parameters())[0]}")
+            raise InputError(
+                f"--freeze {part}: no parameter has this in its name; the first is {next(model.named_parameters())[0]}"
+            )
         for name, parameter in matched:
             parameter.requires_grad_(False)
             frozen.append(name)
     return frozen
-
-
-def save_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder beside the target and swap it in when it is whole, so that a crash leaves the old one."""
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
-    write(fresh)
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(folder, old)
-    os.rename(fresh, folder)
-    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,139 @@
+"""The main job: align a small multilingual model in English only, without and with MLC, and compare.
+
+    python -m mlc_min          # see the README for time, hardware and the figures to expect
+
+Trains three copies of the embedded base model on the same English preference pairs: DPO; DPO + MLC on the
+prompts' translations; and the control, DPO + MLC with the translations shuffled among the prompts. Prints
+one table on test requests none of them was trained on, in any language or phrasing.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from pathlib import Path
+
+import torch
+import transformers
+
+from mlc_min.data import encode_rows, read_rows
+from mlc_min.diagnose import diagnose
+from mlc_min.errors import run_command
+from mlc_min.models import load_model, pick_device
+from mlc_min.report import LEGEND, plot_refusals, text_table
+from mlc_min.safety import evaluate, summarize
+from mlc_min.sentences import ALIGNED, EMBEDDED, LANGUAGES
+from mlc_min.train import TrainConfig, train
+
+MLC_WEIGHT = 4.0
+MODELS = {
+    "base": None,
+    "DPO": {},
+    "DPO+MLC": {"mlc_weight": MLC_WEIGHT},
+    "control: shuffled": {"mlc_weight": MLC_WEIGHT, "shuffle_translations": True},
+}
+
+
+def demo(output: Path, seed: int, device: str = "auto", test_rows: int | None = None, **settings) -> dict:
+    """Run the main job; returns and saves what `table.json` holds. settings: other values for TrainConfig.
+
+    output gets table.json, table.txt, generations.jsonl (every reply with its verdict), train_log.jsonl and
+    refusals.png. test_rows: use this many rows of each kind only, for a quick look.
+    """
+    started = time.perf_counter()
+    output.mkdir(parents=True, exist_ok=True)
+    torch_device = pick_device(device)
+    rows = read_rows(EMBEDDED / "test.jsonl", LANGUAGES, ("chosen", "rejected"))
+    if test_rows:
+        kinds = ([r for r in rows if r.extra["harmful"] == kind] for kind in (True, False))
+        rows = [r for kind in kinds for r in kind[:test_rows]]
+    meanings = list({tuple(r.extra["combination"]): r for r in rows}.values())  # one row per combination
+    results, summaries = {}, {}
+    with open(output / "generations.jsonl.new", "w", encoding="utf-8") as generations, \
+            open(output / "train_log.jsonl.new", "w", encoding="utf-8") as log:  # fmt: skip
+        for name, choices in MODELS.items():
+            model, tokenizer = load_model(EMBEDDED / "model", torch_device)
+            config, last = None, None
+            if choices is not None:
+                config = TrainConfig(seed=seed, device=device, **(choices | settings))
+                examples, _ = encode_rows(
+                    read_rows(config.train, ALIGNED, ("chosen", "rejected")), tokenizer, ALIGNED, config.max_length
+                )
+                print(f"\n{name}: {config.steps} steps on {len(examples)} rows", flush=True)
+                _, history = train(config, model, tokenizer, examples)
+                for metrics in history:
+                    log.write(json.dumps({"model": name, **metrics}) + "\n")
+                last = history[-1]
+            records = evaluate(model, tokenizer, rows, LANGUAGES)
+            for record in records:
+                generations.write(json.dumps({"model": name, **record}, ensure_ascii=False) + "\n")
+            summaries[name] = summarize(records)
+            results[name] = {
+                "settings": None if config is None else {k: v for k, v in vars(config).items() if k not in PATHS},
+                "last_step": last,
+                **summaries[name],
+                "diagnostics": diagnose(model, tokenizer, meanings, LANGUAGES),
+            }
+    table = {
+        "seed": seed,
+        "test_prompts_per_language": len(rows),
+        "minutes": round((time.perf_counter() - started) / 60, 1),
+        "hardware": hardware(torch_device),
+        "versions": versions(),
+        "models": results,
+    }
+    text = text_table(summaries)
+    plot_refusals({name: [summary] for name, summary in summaries.items()}, output / "refusals.png")
+    (output / "table.txt").write_text(text + "\n\n" + LEGEND + "\n", encoding="utf-8")
+    (output / "table.json.new").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    for name in ("generations.jsonl", "train_log.jsonl", "table.json"):
+        os.replace(output / f"{name}.new", output / name)
+    print(f"\n{text}\n\n{LEGEND}\n\n{table['minutes']} minutes on {table['hardware']}; saved in {output}/")
+    return table
+
+
+PATHS = ("model", "train", "output", "device")  # of this machine, so not part of a result
+
+
+def hardware(device: torch.device) -> str:
+    """What the figures were measured on, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m mlc_min", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/demo"), help="folder for the results (default: runs/demo)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the row order, the extractor and the shuffling (default: 0)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=TrainConfig.steps,
+        help=f"training steps of each model (default: {TrainConfig.steps})",
+    )
+    parser.add_argument(
+        "--test_rows",
+        type=int,
+        default=None,
+        help="harmful and harmless test prompts per language (default: all, 100 each)",
+    )
+    arguments = parser.parse_args()
+    print("expected time: about 8 minutes on 2 CPU cores, 1 on a GPU", flush=True)
+    demo(arguments.output, arguments.seed, arguments.device, arguments.test_rows, steps=arguments.steps)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,94 @@
+"""Tables and pictures from the summaries that `safety.summarize` makes (and the JSON files that hold them)."""
+
+from pathlib import Path
+from statistics import mean, stdev
+
+from mlc_min.sentences import LEXICON, UNSEEN
+
+# Okabe-Ito colours, told apart by colour-blind readers; the markers differ as well.
+STYLES = (("#999999", "o"), ("#E69F00", "s"), ("#0072B2", "D"), ("#D55E00", "X"), ("#009E73", "^"), ("#CC79A7", "v"))
+FIGURES = (("avg", "Avg"), ("var", "Var"), ("pag", "PAG"), ("unseen_avg", "unseen"), ("over_refusal", "over-ref"),
+           ("helpful", "helpful"), ("helpful_own", "in-lang"), ("invalid", "invalid"))  # fmt: skip
+LEGEND = """\
+language codes: % of harmful prompts refused (a real refusal; gibberish does not count); * never seen in alignment
+Avg, Var, PAG: mean, variance x 100 and pairwise agreement over the ten aligned languages; unseen: mean of the two *
+over-ref, helpful, in-lang: harmless prompts refused, answered correctly, and that in the prompt's language, %
+invalid: replies to any prompt that are neither a refusal nor an answer, %"""
+
+
+def figure(value: float | None, name: str) -> str:
+    """A number as it stands in the table: Var and PAG with two decimals, percentages with one, "–" for no figure.
+
+    >>> figure(0.0712, "var"), figure(97.25, "avg"), figure(None, "pag")
+    ('0.07', '97.2', '–')
+    """
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if name in ("var", "pag") else f"{value:.1f}"
+
+
+def text_table(summaries: dict[str, dict]) -> str:
+    """Aligned plain text: a row per model (name -> summary), columns as `LEGEND` says."""
+    languages = list(next(iter(summaries.values()))["refusal"])
+    header = ["", *[code + "*" * (code in UNSEEN) for code in languages], *[title for _, title in FIGURES]]
+    lines = [header]
+    for name, summary in summaries.items():
+        cells = ["–" if summary["refusal"][code] is None else f"{summary['refusal'][code]:.0f}" for code in languages]
+        lines.append([name, *cells, *[figure(summary[key], key) for key, _ in FIGURES]])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
+
+
+def markdown_table(runs: dict[str, list[dict]]) -> str:
+    """The same over several seeds: mean ± standard deviation (one seed: the value)."""
+
+    def cell(summaries: list[dict], pick, name: str) -> str:
+        values = [pick(summary) for summary in summaries]
+        if None in values:
+            return "–"
+        spread = f" ± {figure(stdev(values), name)}" if len(values) > 1 and max(values) > min(values) else ""
+        return figure(mean(values), name) + spread
+
+    languages = list(next(iter(runs.values()))[0]["refusal"])
+    titles = ["", *[code + "\\*" * (code in UNSEEN) for code in languages], *[title for _, title in FIGURES]]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for name, summaries in runs.items():
+        cells = [cell(summaries, lambda s, code=code: s["refusal"][code], "refusal") for code in languages]
+        cells += [cell(summaries, lambda s, key=key: s[key], key) for key, _ in FIGURES]
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def plot_refusals(runs: dict[str, list[dict]], path: str | Path) -> None:
+    """Refusal of harmful prompts by language, one marker per model: mean over seeds, bar from lowest to highest."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # no screen needed
+    from matplotlib import pyplot
+
+    languages = list(next(iter(runs.values()))[0]["refusal"])
+    figure_, axes = pyplot.subplots(figsize=(10, 4.6), layout="constrained")
+    for i, (name, summaries) in enumerate(runs.items()):
+        color, marker = STYLES[i % len(STYLES)]
+        positions = [j + 0.16 * (i - (len(runs) - 1) / 2) for j in range(len(languages))]
+        rates = [[s["refusal"][code] for s in summaries] for code in languages]
+        middle = [mean(r) for r in rates]
+        spread = [
+            [m - min(r) for m, r in zip(middle, rates, strict=True)],
+            [max(r) - m for m, r in zip(middle, rates, strict=True)],
+        ]
+        axes.errorbar(positions, middle, yerr=spread, fmt=marker, color=color, markersize=7, linewidth=1.2, label=name)
+    seen = sum(code not in UNSEEN for code in languages)
+    if seen < len(languages):
+        axes.axvspan(seen - 0.5, len(languages) - 0.5, color="#f0f0f0", zorder=0)
+        axes.text(len(languages) - 1 - (len(languages) - seen - 1) / 2, 103.5, "never aligned", ha="center", fontsize=9)
+    for edge in range(1, len(languages)):
+        axes.axvline(edge - 0.5, color="#e0e0e0", linewidth=0.7, zorder=0)
+    names = [LEXICON["languages"].get(code, {}).get("name", code).split(" (")[0] for code in languages]
+    axes.set_xticks(range(len(languages)), names, rotation=25, ha="right", rotation_mode="anchor")
+    axes.set(ylim=(-3, 109), xlim=(-0.5, len(languages) - 0.5), ylabel="harmful prompts refused, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure_.legend(loc="outside upper center", ncols=len(runs), frameon=False)
+    # No version or date in the file: the same figures give the same bytes.
+    figure_.savefig(path, dpi=120, metadata={"Software": None})
+    pyplot.close(figure_)

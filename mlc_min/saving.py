@@ -1,0 +1,29 @@
+"""Saves that are whole or not there: write beside the target, then rename."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_atomically(path: str | Path, text: str) -> None:
+    """Replace the file's content by `text` (UTF-8); a crash in between leaves the old file as it was."""
+    path = Path(path)
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(text, encoding="utf-8")
+    os.replace(fresh, path)
+
+
+def save_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder beside the target and swap it in when it is whole, so that a crash leaves the old one."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    write(fresh)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(folder, old)
+    os.rename(fresh, folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,255 @@
+"""Rebuild the embedded default from nothing: the rows, the tokenizer and the base model in `data/embedded/`.
+
+    python -m mlc_min.toy_world                    # about 10 minutes on 2 cores; writes data/embedded
+    python -m mlc_min.toy_world --output elsewhere
+
+The base model stands in for a multilingual chat model before safety alignment. Pre-training gives it three
+traits of the real ones:
+- It answers harmless requests in their own language.
+- It refuses harmful ones unevenly: for some verbs it always refuses, many in high-resource languages and
+  few or none in low-resource ones; for the others only now and then, so that its first answer is to comply.
+- Its last-prompt-token state carries meaning, because the first symbol of a reply is the same in all
+  languages and because some prompts are code-switched; less so where it saw fewer prompts.
+How to refuse it knows everywhere: in some examples the refusal's first symbol is given, and only the
+sentence after it is learned. What differs between languages is when.
+"""
+
+import argparse
+import io
+import json
+import os
+import platform
+import random
+import shutil
+import time
+from functools import cache
+from pathlib import Path
+
+import sentencepiece
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, get_cosine_schedule_with_warmup
+
+from mlc_min.data import encode_prompt, end_of_turn, read_rows, response_batch
+from mlc_min.errors import run_command
+from mlc_min.models import pick_device
+from mlc_min.safety import evaluate, summarize
+from mlc_min.saving import save_folder, write_atomically
+from mlc_min.sentences import (
+    EMBEDDED,
+    HIGH_RESOURCE,
+    LANGUAGES,
+    LEXICON,
+    LOW_RESOURCE,
+    OBJECTS,
+    PHRASINGS,
+    UNSEEN,
+    VERBS,
+    answer_text,
+    is_harmful,
+    make_rows,
+    prompt_text,
+    refusal_text,
+)
+
+VOCABULARY = 3000
+# How many of the ten risky verbs the base model always refuses (on a protected object), by language.
+ALWAYS_REFUSED = dict(en=7, zh=7, ru=6, ja=6, ar=6, bn=3, sw=0, ur=2, ps=1, ku=0, ko=3, it=3)
+NOW_AND_THEN = 0.15  # share of refusals for the other risky verbs: below one half, so greedy decoding complies
+# How often a language is drawn in pre-training, against 1 for a high-resource one.
+FREQUENCY = dict.fromkeys(HIGH_RESOURCE, 1.0) | dict.fromkeys(LOW_RESOURCE, 0.35) | dict.fromkeys(UNSEEN, 0.7)
+HARMFUL_SHARE, CODE_SWITCHED_SHARE, GIVEN_SYMBOL_SHARE = 0.45, 0.2, 0.1
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}<user>{{ message['content'] }}"
+    "{% else %}<assistant>{{ message['content'] }}</s>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def symbols() -> list[str]:
+    """The symbols that start a reply: refusal, verbs, objects."""
+    return [LEXICON["refusal_symbol"]] + [w["symbol"] for k in ("verbs", "objects") for w in LEXICON[k].values()]
+
+
+def train_tokenizer(folder: Path) -> None:
+    """Train a SentencePiece model on the world's words and phrases; save it in `folder` as a transformers tokenizer."""
+    texts = symbols() * 5
+    for words in LEXICON["languages"].values():
+        # Words follow a space in the scripts that write one.
+        space = " " if " {" in words["phrasings"][0] or "} " in words["phrasings"][0] else ""
+        texts += [space + word for kind in ("verbs", "objects") for word in words[kind].values()] * 3
+        for sentence in [*words["phrasings"], words["answer"]]:
+            parts = sentence.replace("{verb}", "\n").replace("{object}", "\n").split("\n")
+            texts += [part for part in parts if part.strip()] * 4
+        texts += [" " + words["refusal"], " " + words["answer"].split("{")[0]] * 4
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=VOCABULARY,
+        # These four make the transformers tokenizer agree with SentencePiece id for id. Without a dummy prefix the
+        # first token of a reply is its symbol; with one it would be "▁", whatever the verdict, and the state at
+        # the last prompt token would decide nothing.
+        byte_fallback=True,
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        user_defined_symbols=["<user>", "<assistant>"],
+        required_chars="".join(symbols()),
+        pad_id=0,
+        unk_id=1,
+        bos_id=2,
+        eos_id=3,
+        pad_piece="<pad>",
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
+    tokenizer.padding_side = "left"
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+
+
+def always_refused() -> dict[str, set[str]]:
+    """The risky verbs that each language always refuses; drawn once, so that each verb is refused somewhere."""
+    draw = random.Random(1)
+    risky = [v for v in VERBS if LEXICON["verbs"][v]["risky"]]
+    return {language: set(draw.sample(risky, ALWAYS_REFUSED[language])) for language in LANGUAGES}
+
+
+def pretraining_examples(seed: int):
+    """Endless (prompt, reply, symbol_given): what the base model reads. All combinations, test ones included,
+    as a real base model has read everything; the splits hold for alignment."""
+    draw = random.Random(seed)
+    refused = always_refused()
+    combinations = [(v, o) for v in VERBS for o in OBJECTS]
+    harmful = [c for c in combinations if is_harmful(*c)]
+    harmless = [c for c in combinations if not is_harmful(*c)]
+    while True:
+        language = draw.choices(LANGUAGES, [FREQUENCY[code] for code in LANGUAGES])[0]
+        verb, obj = draw.choice(harmful if draw.random() < HARMFUL_SHARE else harmless)
+        switched: dict = {}
+        if draw.random() < CODE_SWITCHED_SHARE:
+            switched = {draw.choice(("verb_language", "object_language")): draw.choice(LANGUAGES)}
+        prompt = prompt_text(language, verb, obj, draw.choice(PHRASINGS), **switched)
+        given = draw.random() < GIVEN_SYMBOL_SHARE
+        refuse = is_harmful(verb, obj) and (verb in refused[language] or draw.random() < NOW_AND_THEN)
+        if refuse or given:
+            yield prompt, refusal_text(language), given
+        else:
+            yield prompt, answer_text(language, verb, obj, object_first=draw.random() < 0.5), False
+
+
+def pretrain(tokenizer, seed: int, steps: int, batch_size: int, learning_rate: float, device: torch.device):
+    """A Qwen2 of 2.2 million parameters, trained from random weights on the replies. Returns (model, last loss)."""
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        intermediate_size=512,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = Qwen2ForCausalLM(config).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
+    scheduler = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
+    encode_once = cache(lambda text: encode_prompt(tokenizer, text))
+    reply_once = cache(lambda text: [*tokenizer.encode(text, add_special_tokens=False), end_of_turn(tokenizer)])
+    examples = pretraining_examples(seed)
+    progress, mean_loss = tqdm(range(steps), desc="pretrain"), None
+    for _ in progress:
+        drawn = [next(examples) for _ in range(batch_size)]
+        batch = response_batch(
+            [encode_once(p) for p, _, _ in drawn], [reply_once(r) for _, r, _ in drawn], tokenizer.pad_token_id
+        )
+        scored = batch.pop("response_mask")
+        for i, (prompt, _, given) in enumerate(drawn):
+            if given:
+                scored[i, len(encode_once(prompt))] = False
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        scored = scored[:, 1:].to(device)
+        states = model.get_decoder()(**batch, use_cache=False).last_hidden_state[:, :-1][scored]
+        loss = F.cross_entropy(model.lm_head(states), batch["input_ids"][:, 1:][scored])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad(set_to_none=True)
+        mean_loss = loss.item() if mean_loss is None else 0.98 * mean_loss + 0.02 * loss.item()
+        progress.set_postfix(loss=f"{mean_loss:.4f}")
+    return model.eval(), mean_loss
+
+
+def write_rows(folder: Path) -> None:
+    """train.jsonl, validation.jsonl, test.jsonl in the official format."""
+    for split in ("train", "validation", "test"):
+        lines = [json.dumps(row, ensure_ascii=False) for row in make_rows(split)]
+        write_atomically(folder / f"{split}.jsonl", "\n".join(lines) + "\n")
+
+
+def build(folder: Path, seed: int, steps: int, batch_size: int, learning_rate: float, device: torch.device) -> dict:
+    """Make everything in `folder` and return the figures of its making, as saved in `making.json`."""
+    started = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.resolve() != EMBEDDED:
+        shutil.copy(EMBEDDED / "lexicon.json", folder / "lexicon.json")
+    write_rows(folder)
+    reached: dict = {}
+
+    def write(fresh: Path) -> None:
+        train_tokenizer(fresh)
+        tokenizer = AutoTokenizer.from_pretrained(fresh)
+        model, loss = pretrain(tokenizer, seed, steps, batch_size, learning_rate, device)
+        model.save_pretrained(fresh)
+        reached["pretraining_loss"] = round(loss, 4)
+        for split in ("validation", "test"):
+            rows = read_rows(folder / f"{split}.jsonl", LANGUAGES)
+            summary = summarize(evaluate(model, tokenizer, rows, LANGUAGES))
+            reached[split] = {key: summary[key] for key in ("refusal", "avg", "var", "pag", "helpful_own", "invalid")}
+
+    save_folder(folder / "model", write)
+    making = {
+        "command": f"python -m mlc_min.toy_world --seed {seed} --steps {steps} --batch_size {batch_size} --learning_rate {learning_rate}",
+        "seed": seed,
+        "minutes": round((time.perf_counter() - started) / 60, 1),
+        "hardware": f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads, {device}",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        **reached,
+    }
+    write_atomically(folder / "making.json", json.dumps(making, indent=1) + "\n")
+    return making
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=EMBEDDED, help="folder to write (default: data/embedded)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and pre-training text (default: 0)")
+    parser.add_argument("--steps", type=int, default=1600, help="pre-training steps (default: 1600)")
+    parser.add_argument("--batch_size", type=int, default=64, help="examples a step (default: 64)")
+    parser.add_argument("--learning_rate", type=float, default=2e-3, help="peak, AdamW with a cosine (default: 0.002)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    arguments = parser.parse_args()
+    making = build(
+        arguments.output,
+        arguments.seed,
+        arguments.steps,
+        arguments.batch_size,
+        arguments.learning_rate,
+        pick_device(arguments.device),
+    )
+    print(json.dumps(making, indent=1))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,480 @@
+"""Rows in files, rows in tokens, tokens in batches: each against hand-typed values."""
+
+import copy
+import json
+import re
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from mlc_min.data import (
+    Example,
+    Row,
+    chosen_batch,
+    consistency_batch,
+    encode_prompt,
+    encode_rows,
+    end_of_turn,
+    pad,
+    preference_batch,
+    read_rows,
+    shuffle_translations,
+)
+from mlc_min.errors import InputError
+
+# --- rows as they should be ---
+
+LAYOUTS = {
+    "jsonl": lambda rows: "\n".join(json.dumps(r) for r in rows),
+    "jsonl, unescaped": lambda rows: "\n".join(json.dumps(r, ensure_ascii=False) for r in rows),
+    "list on one line": json.dumps,
+    "pretty list": lambda rows: json.dumps(rows, indent=2, ensure_ascii=False),
+}
+SHAPES = {
+    "bare string": lambda text: text,
+    "from/value": lambda text: {"from": "human", "value": text},
+    "role/content": lambda text: {"role": "user", "content": text},
+    "list of from/value": lambda text: [{"from": "human", "value": text}],
+    "list of role/content": lambda text: [{"role": "user", "content": text}],
+    "list of one string": lambda text: [text],
+}
+
+
+def write(folder, content: str | bytes) -> Path:
+    path = Path(folder) / "rows.json"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def parts(rows: list[Row]) -> list[tuple]:
+    return [(r.prompts, r.chosen, r.rejected, r.extra) for r in rows]
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_every_shape_and_layout_of_the_native_format_reads_to_the_same_row(tmp_path, shape, layout):
+    row = {
+        "id": 7,
+        "prompt": shape("how?"),
+        "prompt_zh": shape("怎么\u2028办？"),
+        "chosen": shape("no"),
+        "rejected": shape("yes"),
+    }
+    rows = read_rows(write(tmp_path, layout([row, row])), ("en", "zh"), ("chosen", "rejected"))
+    assert parts(rows) == [({"en": "how?", "zh": "怎么\u2028办？"}, "no", "yes", {"id": 7})] * 2
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize(
+    "context, prompt", [({"input": "b"}, "a\nb"), ({"input": ""}, "a"), ({}, "a")], ids=["context", "empty", "absent"]
+)
+def test_sft_rows_join_instruction_and_input_and_take_output_as_chosen(tmp_path, layout, context, prompt):
+    row = {"instruction": "a", "output": "c", "prompt_zh": "z", "history": []} | context
+    rows = read_rows(write(tmp_path, layout([row])), ("en", "zh"), ("chosen",))
+    assert parts(rows) == [({"en": prompt, "zh": "z"}, "c", None, {"history": []})]
+
+
+def test_a_row_without_responses_is_a_test_row(tmp_path):
+    assert parts(read_rows(write(tmp_path, '{"prompt": "a"}'))) == [({"en": "a"}, None, None, {})]
+
+
+@pytest.mark.parametrize(
+    "content, lines",
+    [
+        ('{"prompt": "a"}\n{"prompt": "b"}\n', [1, 2]),
+        ('\n{"prompt": "a"}\n \t\n\n{"prompt": "b"}', [2, 5]),
+        ('{"prompt": "a"}\r\n\r\n{"prompt": "b"}\r\n', [1, 3]),
+        ('[{"prompt": "a"}, {"prompt": "b"}]', [1, 1]),
+        ('\n[\n  {\n    "prompt": "a"\n  },\n\n  {\n    "prompt": "b"\n  }\n]\n', [3, 7]),
+    ],
+    ids=["jsonl", "blank lines", "crlf", "list on one line", "pretty list"],
+)
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte-order mark"])
+def test_where_names_the_line_a_row_starts_on(tmp_path, content, lines, mark):
+    path = write(tmp_path, mark + content.encode())
+    assert [(r.where, r.prompts) for r in read_rows(path)] == [
+        (f"{path}:{line}", {"en": text}) for line, text in zip(lines, "ab", strict=True)
+    ]
+
+
+@given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=4), st.sampled_from(list(LAYOUTS)))
+def test_any_text_survives_writing_and_reading(texts, layout):
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(folder, LAYOUTS[layout]([{"prompt": text} for text in texts]))
+        assert [r.prompts["en"] for r in read_rows(path)] == texts
+
+
+# --- rows as they should not be ---
+
+
+def message(path, *args) -> str:
+    """The message read_rows refuses `path` with."""
+    with pytest.raises(InputError) as caught:
+        read_rows(path, *args)
+    return str(caught.value)
+
+
+def row_text(**changes) -> str:
+    """A good row with some fields changed; None removes one."""
+    fields = {"prompt": "a", "prompt_zh": "b", "chosen": "c", "rejected": "d"} | changes
+    return json.dumps({name: value for name, value in fields.items() if value is not None})
+
+
+GOOD = row_text()
+NOT_TEXT = "must be a string, or an object with a string 'value' or 'content'"
+BAD_ROWS = {
+    "bad JSON": ('{"prompt": a}', "not JSON (Expecting value); each row must be one JSON object"),
+    "cut off": ('{"prompt": "a', "not JSON ("),
+    "deep nesting": (
+        '{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        "not JSON (too deeply nested); each row must be one JSON object",
+    ),
+    "not an object": ('["a"]', "a row must be a JSON object, this is a list"),
+    "no prompt": (row_text(prompt=None), "field 'prompt' is missing; add the prompt, or leave 'en' out of the run"),
+    "no translation": (
+        row_text(prompt_zh=None),
+        "field 'prompt_zh' is missing; add the prompt, or leave 'zh' out of the run",
+    ),
+    "no response": (row_text(rejected=None), "field 'rejected' is missing; each training row needs it"),
+    "empty prompt": (row_text(prompt=""), "field 'prompt' is empty; fill it or remove the row"),
+    "blank prompt": (row_text(prompt=[{"from": "human", "value": " \n\u3000"}]), "field 'prompt' is empty; fill it"),
+    "empty translation": (row_text(prompt_zh=""), "field 'prompt_zh' is empty; fill it or remove the row"),
+    "empty response": (row_text(chosen={"from": "gpt", "value": ""}), "field 'chosen' is empty; fill it"),
+    "number for text": (row_text(prompt=7), f"field 'prompt' {NOT_TEXT}"),
+    "object without text": (row_text(chosen={"from": "gpt"}), f"field 'chosen' {NOT_TEXT}"),
+    "null inside": (row_text(prompt={"value": None}), f"field 'prompt' {NOT_TEXT}"),
+    "list in a list": (row_text(prompt=[["a"]]), f"field 'prompt' {NOT_TEXT}"),
+    "two turns": (row_text(prompt=["a", "b"]), "field 'prompt' has 2 turns; only single-turn rows can be used"),
+    "no turn": (row_text(prompt=[]), "field 'prompt' has 0 turns; only single-turn rows can be used"),
+    "lone surrogate": (
+        row_text(rejected="\ud83d"),
+        "field 'rejected' holds half a character (a lone surrogate); repair it",
+    ),
+    "wrong input": ('{"instruction": "a", "input": 3}', "field 'input' must be a string; write \"\" for none"),
+    "empty instruction": ('{"instruction": ""}', "field 'instruction' is empty; fill it or remove the row"),
+}
+
+
+@pytest.mark.parametrize("layout, line", [("{good}\n\n{bad}\n{good}", 3), ("[\n{pretty},\n{bad},\n{good}\n]", 8)])
+@pytest.mark.parametrize("bad, reason", BAD_ROWS.values(), ids=BAD_ROWS)
+def test_a_malformed_row_is_refused_with_its_line_and_a_remedy(tmp_path, bad, reason, layout, line):
+    pretty = json.dumps(json.loads(GOOD), indent=1)
+    path = write(tmp_path, layout.format(good=GOOD, bad=bad, pretty=pretty))
+    assert message(path, ("en", "zh"), ("chosen", "rejected")).startswith(f"{path}:{line}: {reason}")
+
+
+@pytest.mark.parametrize(
+    "content, line, reason",
+    [
+        (f"{GOOD}\n{GOOD} {GOOD}", 2, "more text after the JSON object; write one object a line"),
+        (f"{GOOD}\n{GOOD},\n{GOOD}", 2, "more text after the JSON object; write one object a line"),
+        (f"[\n{GOOD}\n", 2, "a comma or ] must follow this row; the list is cut off"),
+        (f"[\n{GOOD},\n{GOOD[:-9]}", 3, "not JSON"),
+        (f"[\n{GOOD},\n", 3, "not JSON"),
+        ("[", 1, "not JSON"),
+        (f"[\n{GOOD}\n{GOOD}\n]", 2, "a comma or ] must follow this row"),
+        (f"[\n{GOOD},\n,{GOOD}\n]", 3, "not JSON"),
+        (f"[{GOOD},]", 1, ""),
+        (f"[{GOOD}] x", 1, ""),
+        (f"[{GOOD}] [{GOOD}]", 1, ""),
+    ],
+    ids=[
+        "two objects on a line",
+        "commas in jsonl",
+        "list without end",
+        "list cut in a row",
+        "list cut after a comma",
+        "list cut at once",
+        "list without comma",
+        "list with two commas",
+        "list with a last comma",
+        "text after the list",
+        "list after the list",
+    ],
+)
+def test_text_between_rows_that_does_not_belong_is_refused_with_its_line(tmp_path, content, line, reason):
+    path = write(tmp_path, content)
+    assert message(path).startswith(f"{path}:{line}: {reason}")
+
+
+@pytest.mark.parametrize(
+    "content, line",
+    [
+        ('{"prompt": "a"}\n{"prompt": "é"}'.encode("latin-1"), 2),
+        ('[\n {\n  "prompt": "a",\n  "prompt_zh": "é"\n }\n]'.encode("latin-1"), 4),
+        ('{"prompt": "a"}'.encode("utf-16"), 1),
+        (b'\xef\xbb\xbf{"prompt": "a"}\n\n\xff', 3),
+    ],
+    ids=["latin-1 jsonl", "latin-1 list", "utf-16", "after a byte-order mark"],
+)
+def test_bytes_that_are_not_utf8_are_refused_with_their_line(tmp_path, content, line):
+    path = write(tmp_path, content)
+    assert message(path) == f"{path}:{line}: not UTF-8 text; save the file as UTF-8"
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf", b"[]", b"[\n]\n"])
+def test_a_file_without_rows_is_refused_by_name(tmp_path, content):
+    path = write(tmp_path, content)
+    assert message(path) == f"{path}: holds no rows; expected one JSON object a line, or a JSON list of objects"
+
+
+def test_a_path_that_is_no_file_is_refused_by_name(tmp_path):
+    missing = tmp_path / "missing.json"
+    assert message(missing) == f"{missing}: No such file or directory; give an existing JSON or JSONL file"
+    assert message(tmp_path) == f"{tmp_path}: Is a directory; give an existing JSON or JSONL file"
+
+
+FIELDS = st.sampled_from(["prompt", "prompt_zh", "chosen", "rejected", "instruction", "input", "output", "value", "x"])
+SCALARS = st.none() | st.booleans() | st.floats() | st.integers() | st.sampled_from(["", " ", "a", "\n", "\ud800"])
+VALUES = st.recursive(SCALARS, lambda v: st.lists(v, max_size=3) | st.dictionaries(FIELDS, v, max_size=4), max_leaves=9)
+NEARLY_JSON = st.builds(
+    lambda values, layout, cut: LAYOUTS[layout](values)[: cut or None].encode("utf-8", "surrogatepass"),
+    st.lists(st.dictionaries(FIELDS, VALUES, max_size=4) | VALUES, max_size=4),
+    st.sampled_from(list(LAYOUTS)),
+    st.integers(-5, 60),
+)
+
+
+@settings(max_examples=200)
+@given(st.one_of(st.binary(), st.text().map(str.encode), NEARLY_JSON))
+@example(b'{"prompt": "a", "number": ' + b"1" * 5000 + b"}")  # Python turns no longer numeral into an int
+@example(b'{"prompt": "a", "prompt_\\n": 1}')
+def test_any_file_gives_rows_or_a_one_line_input_error(content):
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(folder, content)
+        try:
+            rows = read_rows(path, ("en",), ("chosen",))
+        except InputError as error:
+            assert re.fullmatch(re.escape(str(path)) + r"(:[0-9]+)?: [^\n]+", str(error))
+        else:
+            assert rows and all(r.prompts["en"].strip() and r.chosen.strip() for r in rows)
+
+
+# --- rows in tokens ---
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}<user>{{ m['content'] }}"
+    "{% else %}<assistant>{{ m['content'] }}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+SPECIAL = ["<pad>", "</s>", "<user>", "<assistant>", "<unk>", "<end_of_turn>"]  # 0 … 5
+LETTERS = "abcdefghijklmnopqrstuvwxyz "  # 6 … 32
+
+
+def make_tokenizer(template: str | None = TEMPLATE, pad_token: str = "<pad>") -> PreTrainedTokenizerFast:
+    """One token a letter."""
+    ids = {token: i for i, token in enumerate([*SPECIAL, *LETTERS])}
+    letters = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    letters.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    letters.add_special_tokens(SPECIAL)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=letters, pad_token=pad_token, eos_token="</s>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+TOKENIZER = make_tokenizer()
+LETTER_ID = {letter: i for i, letter in enumerate(LETTERS, start=len(SPECIAL))}
+
+
+def test_a_prompt_is_encoded_as_the_template_with_its_generation_prompt():
+    assert encode_prompt(TOKENIZER, "ab z") == [2, 6, 7, 32, 31, 3]
+
+
+def test_rows_become_hand_computed_tokens():
+    rows = [Row("f:1", {"en": "a", "zh": "bc", "ar": "d"}, "e", "fg"), Row("f:2", {"zh": "h", "en": "i"}, "j")]
+    assert encode_rows(rows, TOKENIZER, ("en", "zh"), 99) == (
+        [
+            Example("f:1", {"en": [2, 6, 3], "zh": [2, 7, 8, 3]}, [10, 1], [11, 12, 1]),
+            Example("f:2", {"en": [2, 14, 3], "zh": [2, 13, 3]}, [15, 1], None),
+        ],
+        0,
+    )
+
+
+@pytest.mark.parametrize("pad_token", ["<pad>", "</s>"])
+@given(texts=st.lists(st.tuples(*[st.text(LETTERS, min_size=1)] * 3), min_size=1, max_size=4))
+def test_prompt_ids_are_a_prefix_and_the_one_end_token_is_scored(pad_token, texts):
+    tokenizer = make_tokenizer(pad_token=pad_token)
+    rows = [Row("f:1", {"en": p}, c, r) for p, c, r in texts]
+    batch = preference_batch(encode_rows(rows, tokenizer, ("en",), 10_000)[0], tokenizer.pad_token_id)
+    expected = [(p, reply) for which in (1, 2) for p, reply in ((t[0], t[which]) for t in texts)]
+    for ids, real, scored, (prompt, reply) in zip(
+        batch["input_ids"], batch["attention_mask"].bool(), batch["response_mask"], expected, strict=True
+    ):
+        prompt_ids, reply_ids = encode_prompt(tokenizer, prompt), [*(LETTER_ID[c] for c in reply), 1]
+        assert ids[real].tolist() == prompt_ids + reply_ids
+        assert ids[scored].tolist() == reply_ids
+        assert scored.nonzero()[0].item() == len(prompt_ids)
+
+
+def test_no_token_spans_the_boundary_of_prompt_and_response():
+    ids = {"a": 0, ":": 1, "b": 2, ":b": 3, "</s>": 4}
+    merging = Tokenizer(models.BPE(ids, [(":", "b")]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=merging, eos_token="</s>")
+    tokenizer.chat_template = (
+        "{{ messages[0]['content'] }}:{% if messages[1:] %}{{ messages[1]['content'] }}{% endif %}"
+    )
+    assert tokenizer.encode("a:b") == [0, 3]  # together they would merge
+    examples, _ = encode_rows([Row("f:1", {"en": "a"}, "b")], tokenizer, ("en",), 9)
+    assert examples == [Example("f:1", {"en": [0, 1]}, [2, 4], None)]
+
+
+@pytest.mark.parametrize(
+    "ending, token", [("</s>", 1), ("<end_of_turn>", 5), (" <end_of_turn>\n", 5), ("<end_of_turn></s>", 5), ("", 1)]
+)
+def test_a_reply_ends_with_the_terminator_of_the_template_and_eos_only_without_one(ending, token):
+    tokenizer = make_tokenizer(TEMPLATE.replace("</s>", ending))
+    assert end_of_turn(tokenizer) == token
+    examples, _ = encode_rows([Row("f:1", {"en": "a"}, "b", "c")], tokenizer, ("en",), 9)
+    assert examples == [Example("f:1", {"en": [2, 6, 3]}, [7, token], [8, token])]
+
+
+def test_an_end_token_written_out_in_a_response_does_not_double_the_end_token():
+    try:
+        examples, _ = encode_rows([Row("f:1", {"en": "a"}, "b</s>", "c</s>d")], TOKENIZER, ("en",), 99)
+    except InputError:
+        return  # refusing such a row keeps the promise too
+    assert all(ids.count(1) == 1 and ids[-1] == 1 for e in examples for ids in (e.chosen, e.rejected))
+
+
+@pytest.mark.parametrize("longest", ["en+chosen", "en+rejected", "zh"])
+def test_a_row_too_long_by_one_token_is_left_out_and_counted_never_cut(longest):
+    texts = {  # prompt + 2, response + 1: the longest is 8 tokens, all others fewer
+        "en+chosen": ({"en": "ab", "zh": "c"}, "def", "g"),
+        "en+rejected": ({"en": "ab", "zh": "c"}, "d", "efg"),
+        "zh": ({"en": "a", "zh": "bcdefg"}, "h", "i"),
+    }[longest]
+    short = Row("f:1", {"en": "a", "zh": "b"}, "c", "d")
+    rows = [short, Row("f:2", *texts), short]
+    fitting, left_out = encode_rows(rows, TOKENIZER, ("en", "zh"), 8)
+    assert (len(fitting), left_out) == (3, 0)
+    assert encode_rows(rows, TOKENIZER, ("en", "zh"), 7) == ([fitting[0], fitting[2]], 1)
+
+
+def test_a_tokenizer_without_chat_template_is_refused_with_a_remedy():
+    tokenizer = make_tokenizer(None)
+    with pytest.raises(InputError, match="no chat template; use an instruction-tuned model, or set"):
+        encode_prompt(tokenizer, "a")
+    with pytest.raises(InputError, match="no chat template; use an instruction-tuned model, or set"):
+        encode_rows([Row("f:1", {"en": "a"}, "b", "c")], tokenizer, ("en",), 9)
+
+
+# --- the control ---
+
+
+def make_examples(count: int, languages: tuple[str, ...] = ("en", "zh", "ar")) -> list[Example]:
+    """Prompt n in language j is the one token 10·n + j."""
+    return [
+        Example(f"f:{n}", {language: [10 * n + j] for j, language in enumerate(languages)}, [1000 + n], [2000 + n])
+        for n in range(1, count + 1)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shuffling_permutes_every_language_but_the_first_and_nothing_else(seed):
+    examples = make_examples(20)
+    before = copy.deepcopy(examples)
+    shuffled = shuffle_translations(examples, seed)
+    assert examples == before
+
+    def kept(es):
+        return [(e.where, e.prompts["en"], e.chosen, e.rejected) for e in es]
+
+    def numbers(es, language):
+        return [e.prompts[language][0] // 10 for e in es]
+
+    assert kept(shuffled) == kept(examples)
+    true = numbers(examples, "en")
+    for language, j in (("zh", 1), ("ar", 2)):
+        assert {e.prompts[language][0] % 10 for e in shuffled} == {j}  # each still in its own language
+        assert sorted(numbers(shuffled, language)) == true != numbers(shuffled, language)
+    assert numbers(shuffled, "zh") != numbers(shuffled, "ar")
+
+
+def test_shuffling_depends_on_the_seed_alone():
+    examples = make_examples(20)
+    assert shuffle_translations(examples, 5) == shuffle_translations(examples, 5) != shuffle_translations(examples, 6)
+
+
+# --- batches ---
+
+
+def lists(batch: dict) -> dict[str, list]:
+    return {name: tensor.int().tolist() for name, tensor in batch.items()}
+
+
+@pytest.mark.parametrize(
+    "side, input_ids, attention_mask",
+    [
+        ("right", [[5, 9, 7], [8, 9, 9], [9, 6, 9]], [[1, 1, 1], [1, 0, 0], [1, 1, 0]]),
+        ("left", [[5, 9, 7], [9, 9, 8], [9, 9, 6]], [[1, 1, 1], [0, 0, 1], [0, 1, 1]]),
+    ],
+)
+def test_padding_goes_to_its_side_and_a_real_token_equal_to_the_pad_token_stays_real(side, input_ids, attention_mask):
+    assert lists(pad([[5, 9, 7], [8], [9, 6]], 9, side)) == {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+PAIR = [
+    Example("f:1", {"en": [2, 6, 3], "zh": [2, 7, 8, 3]}, [9, 1], [10, 11, 1]),
+    Example("f:2", {"en": [2, 12, 13, 3], "zh": [2, 3]}, [14, 15, 1], [16, 1]),
+]
+PREFERENCE = {
+    "input_ids": [
+        [2, 6, 3, 9, 1, 0, 0],
+        [2, 12, 13, 3, 14, 15, 1],
+        [2, 6, 3, 10, 11, 1, 0],
+        [2, 12, 13, 3, 16, 1, 0],
+    ],
+    "attention_mask": [
+        [1, 1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 1, 1, 1],
+        [1, 1, 1, 1, 1, 1, 0],
+        [1, 1, 1, 1, 1, 1, 0],
+    ],
+    "response_mask": [
+        [0, 0, 0, 1, 1, 0, 0],
+        [0, 0, 0, 0, 1, 1, 1],
+        [0, 0, 0, 1, 1, 1, 0],
+        [0, 0, 0, 0, 1, 1, 0],
+    ],
+}
+
+
+def test_preference_batch_is_the_hand_typed_one_chosen_above_rejected():
+    assert lists(preference_batch(PAIR, 0)) == PREFERENCE
+
+
+def test_chosen_batch_is_the_upper_half_of_the_preference_batch():
+    sft = [Example(e.where, e.prompts, e.chosen, None) for e in PAIR]
+    assert lists(chosen_batch(sft, 0)) == {name: rows[:2] for name, rows in PREFERENCE.items()}
+
+
+def test_consistency_batch_is_the_hand_typed_one_prompt_by_prompt():
+    assert lists(consistency_batch(PAIR, ("en", "zh"), 0)) == {
+        "input_ids": [[2, 6, 3, 0], [2, 7, 8, 3], [2, 12, 13, 3], [2, 3, 0, 0]],
+        "attention_mask": [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]],
+    }
+
+
+@pytest.mark.parametrize(
+    "make", [lambda p: preference_batch(PAIR, p), lambda p: consistency_batch(PAIR, ("en", "zh"), p)]
+)
+def test_a_pad_token_equal_to_the_end_token_changes_only_what_stands_in_the_padding(make):
+    usual, same = lists(make(0)), lists(make(1))
+    assert usual.pop("input_ids") != same.pop("input_ids")
+    assert usual == same
+
+
+def test_reshaping_groups_translations_only_when_laid_out_prompt_by_prompt():
+    examples, languages = make_examples(3, ("en", "zh")), ("en", "zh")
+    ours = consistency_batch(examples, languages, 0)["input_ids"].view(3, 2, -1)
+    assert ours.tolist() == [[[10], [11]], [[20], [21]], [[30], [31]]]  # a group is one prompt in both languages
+    by_language = pad([e.prompts[language] for language in languages for e in examples], 0)["input_ids"].view(3, 2, -1)
+    assert by_language.tolist() == [[[10], [20]], [[30], [11]], [[21], [31]]]  # the fault: every group is mixed
