@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 FORMS = ("official", "paper")
+TINY = 1e-30  # rows and temperatures below this overflow in float32, and nobody means them
 
 
 def make_extractor(kind: str, hidden_size: int, dim: int) -> nn.Module:
@@ -35,8 +36,8 @@ def make_extractor(kind: str, hidden_size: int, dim: int) -> nn.Module:
 def unit_rows(representations: torch.Tensor) -> torch.Tensor:
     """Divide each row by its length: (N, m, d) any float dtype -> (N, m, d) float32 (float64 stays).
 
-    Raises ValueError for a wrong shape, an empty dimension, a NaN or infinity, or a row of zeros: a zero
-    row has no direction, and calling it aligned or not aligned would both be inventions.
+    Raises ValueError for a wrong shape, an empty dimension, a NaN or infinity, or a row of zeros (no entry above
+    1e-30): it has no direction, and calling it aligned or not aligned would both be inventions.
 
     >>> unit_rows(torch.tensor([[[3.0, 4.0], [0.0, 2.0]]])).tolist()
     [[[0.6000000238418579, 0.800000011920929], [0.0, 1.0]]]
@@ -51,8 +52,8 @@ def unit_rows(representations: torch.Tensor) -> torch.Tensor:
     largest = x.detach().abs().amax(-1, keepdim=True)
     if not torch.isfinite(largest).all():
         raise ValueError("representations hold NaN or infinity")
-    if (largest == 0).any():
-        group, row = (largest[..., 0] == 0).nonzero()[0].tolist()
+    if (largest < TINY).any():
+        group, row = (largest[..., 0] < TINY).nonzero()[0].tolist()
         raise ValueError(f"representation of prompt {group}, language {row} is all zeros and has no direction")
     x = x / largest
     return x / x.norm(dim=-1, keepdim=True)
@@ -82,14 +83,18 @@ def mlc_loss(representations: torch.Tensor, tau: float = 0.2, form: str = "offic
     Raises ValueError for tau <= 0, an unknown form, and what `unit_rows` refuses. Gradients are finite
     wherever the loss is defined, also at repeated and at identical rows.
     """
-    if not tau > 0:
+    if not tau > TINY:
         raise ValueError(f"tau must be > 0, got {tau}")
+    _check_form(form)
     sigma = singular_values(representations)  # (N, r)
     if form == "official":
         sigma = sigma / sigma[:, :1].detach()
-    elif form != "paper":
-        raise ValueError(f"form must be one of {FORMS}, got {form!r}")
     return -torch.log_softmax(sigma / tau, dim=-1)[:, 0].mean()
+
+
+def _check_form(form: str) -> None:
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {FORMS}, got {form!r}")
 
 
 def mlc_floor(languages: int, dim: int, tau: float = 0.2, form: str = "official") -> float:
@@ -98,6 +103,7 @@ def mlc_floor(languages: int, dim: int, tau: float = 0.2, form: str = "official"
     >>> round(mlc_floor(10, 512), 4)
     0.0589
     """
+    _check_form(form)
     first = 1.0 if form == "official" else math.sqrt(languages)
     return math.log1p((min(languages, dim) - 1) * math.exp(-first / tau))
 
@@ -153,5 +159,6 @@ def retrieval_accuracy(representations: torch.Tensor) -> torch.Tensor:
     (N, m, d) -> (m,); entry 0 is the first language with itself. Chance is 1/N.
     """
     z = unit_rows(representations).transpose(0, 1)  # (m, N, d)
-    nearest = (z @ z[0].T).argmax(-1)  # (m, N)
+    with torch.autocast(z.device.type, enabled=False):
+        nearest = (z @ z[0].T).argmax(-1)  # (m, N)
     return (nearest == torch.arange(z.shape[1], device=z.device)).float().mean(-1)

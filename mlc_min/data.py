@@ -42,8 +42,8 @@ class Example:
 def read_rows(path: str | Path, languages: tuple[str, ...] = ("en",), responses: tuple[str, ...] = ()) -> list[Row]:
     """Read a JSONL file or a JSON list; check that each row has `languages` and `responses`.
 
-    languages: codes; "en" (or the first) is the field `prompt`, any other `prompt_<code>`. responses: of
-    "chosen", "rejected". Raises InputError for anything that is not as the module's first lines say.
+    languages: codes; "en" is the field `prompt`, any other `prompt_<code>`; prompts in other languages are
+    left alone. responses: of "chosen", "rejected". Raises InputError for anything that is not as the module's first lines say.
     """
     path = Path(path)
     try:
@@ -51,7 +51,7 @@ def read_rows(path: str | Path, languages: tuple[str, ...] = ("en",), responses:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; give an existing JSON or JSONL file") from None
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        line = error.object[: error.start].count(b"\n") + 1
         raise InputError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
     rows = [_make_row(value, f"{path}:{line}", languages, responses) for value, line in _json_values(text, path)]
     if not rows:
@@ -71,11 +71,14 @@ def _json_values(text: str, path: Path):
             return
         line = text.count("\n", 0, position) + 1
         if is_list and text[position : position + 1] == "]":
+            if text[position + 1 :].strip() or text[:position].rstrip().endswith(","):
+                raise InputError(f"{path}:{line}: a comma before the ] or text after it; the list must be valid JSON")
             return
         try:
             value, end = decoder.raw_decode(text, position)
-        except (json.JSONDecodeError, RecursionError) as error:
-            what = getattr(error, "msg", "too deeply nested")
+        except (ValueError, RecursionError) as error:
+            deep = isinstance(error, RecursionError)
+            what = "too deeply nested" if deep else getattr(error, "msg", str(error).split(";")[0])
             raise InputError(f"{path}:{line}: not JSON ({what}); each row must be one JSON object") from None
         yield value, line
         rest = text[end:].lstrip() if is_list else text[end:].split("\n", 1)[0].strip()
@@ -102,14 +105,11 @@ def _make_row(value, where: str, languages: tuple[str, ...], responses: tuple[st
         if "output" in fields:
             fields["chosen"] = fields.pop("output")
     prompts = {}
-    for name in [n for n in fields if n == "prompt" or n.startswith("prompt_")]:
-        prompts["en" if name == "prompt" else name.removeprefix("prompt_")] = _text(fields.pop(name), name, where)
     for language in languages:
-        if language not in prompts:
-            name = "prompt" if language == "en" else f"prompt_{language}"
-            raise InputError(
-                f"{where}: field '{name}' is missing; add the prompt, or leave '{language}' out of the run"
-            )
+        name = "prompt" if language == "en" else f"prompt_{language}"
+        if name not in fields:
+            raise InputError(f"{where}: field '{name}' is missing; add it, or leave '{language}' out of --languages")
+        prompts[language] = _text(fields.pop(name), name, where)
     texts = {}
     for name in ("chosen", "rejected"):
         if name in fields:
@@ -144,21 +144,34 @@ def _text(value, name: str, where: str) -> str:
 def encode_prompt(tokenizer, prompt: str) -> list[int]:
     """Token ids of the prompt in the chat template, generation prompt included: the last one is where the
     reply starts, and is the same token in every language. Raises InputError if there is no chat template."""
-    if not tokenizer.chat_template:
-        raise InputError(
-            "the tokenizer has no chat template; use an instruction-tuned model, or set "
-            "tokenizer.chat_template and save the tokenizer again"
-        )
+    _require_chat_template(tokenizer)
     message = [{"role": "user", "content": prompt}]
     return tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"]
 
 
 def end_of_turn(tokenizer) -> int:
-    """The one token that ends a reply: what the chat template writes after it (Gemma: <end_of_turn>, not <eos>)."""
+    """The one token that ends a reply: what the chat template writes after it (Gemma: <end_of_turn>, not <eos>).
+
+    Raises InputError if there is no chat template."""
+    _require_chat_template(tokenizer)
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
     after = tokenizer.apply_chat_template(messages, tokenize=False).rpartition("answer")[2].strip()
     ids = tokenizer.encode(after, add_special_tokens=False) if after else []
     return ids[0] if ids else tokenizer.eos_token_id
+
+
+def encode_response(tokenizer, response: str) -> list[int]:
+    """Token ids of a response and exactly one end token; "</s>" written inside the text stays text."""
+    ids = tokenizer.encode(response, add_special_tokens=False, split_special_tokens=True)
+    return [*ids, end_of_turn(tokenizer)]
+
+
+def _require_chat_template(tokenizer) -> None:
+    if not tokenizer.chat_template:
+        raise InputError(
+            "the tokenizer has no chat template; use an instruction-tuned model, or set "
+            "tokenizer.chat_template and save the tokenizer again"
+        )
 
 
 def encode_rows(rows: list[Row], tokenizer, languages: tuple[str, ...], max_length: int) -> tuple[list[Example], int]:
@@ -167,14 +180,10 @@ def encode_rows(rows: list[Row], tokenizer, languages: tuple[str, ...], max_leng
     Prompt and response are encoded apart, so no token spans the boundary and the prompt's ids are a prefix
     of the whole. A row that does not fit is left out and counted, never trained on with its response cut.
     """
-    end = end_of_turn(tokenizer)
     examples = []
     for row in rows:
         prompts = {language: encode_prompt(tokenizer, row.prompts[language]) for language in languages}
-        responses = [
-            None if text is None else [*tokenizer.encode(text, add_special_tokens=False), end]
-            for text in (row.chosen, row.rejected)
-        ]
+        responses = [None if t is None else encode_response(tokenizer, t) for t in (row.chosen, row.rejected)]
         longest = max(len(prompts[languages[0]]) + len(r or ()) for r in responses)
         if max(longest, *map(len, prompts.values())) <= max_length:
             examples.append(Example(row.where, prompts, *responses))
@@ -185,11 +194,17 @@ def shuffle_translations(examples: list[Example], seed: int) -> list[Example]:
     """The control: every language but the first gets its prompts permuted among the examples.
 
     The same prompts, the same responses, the same amount of training; only "these are translations of each
-    other" is no longer true.
+    other" is no longer true: no prompt of the first language keeps any of its own translations.
+    Raises InputError for fewer than two examples.
     """
+    if len(examples) < 2:
+        raise InputError("--shuffle_translations needs at least two rows")
     generator = torch.Generator().manual_seed(seed)
     first, *others = examples[0].prompts
-    orders = {language: torch.randperm(len(examples), generator=generator).tolist() for language in others}
+    orders = {}
+    for language in others:  # one random cycle through all examples, so nobody keeps their own
+        cycle = torch.randperm(len(examples), generator=generator).tolist()
+        orders[language] = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
     return [
         Example(
             e.where,

@@ -34,7 +34,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", dtype: torc
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise InputError(
-            f"--model {path}: cannot be loaded ({reason}); give a folder with config.json, a tokenizer and *.safetensors"
+            f"--model {path}: cannot be loaded ({reason}); give a folder with a model in safetensors and a tokenizer"
         ) from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # harmless: masks are made from lengths, never from token values
@@ -62,9 +62,7 @@ def freeze(model, names: str) -> list[str]:
     for part in filter(None, (n.strip() for n in names.split(","))):
         matched = [(name, p) for name, p in model.named_parameters() if part in name]
         if not matched:
-            raise InputError(
-                f"--freeze {part}: no parameter has this in its name; the first is {next(model.named_parameters())[0]}"
-            )
+            raise InputError(f"--freeze {part}: no parameter has this in its name; see model.named_parameters()")
         for name, parameter in matched:
             parameter.requires_grad_(False)
             frozen.append(name)

@@ -15,7 +15,7 @@ def write_atomically(path: str | Path, text: str) -> None:
 
 
 def save_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder beside the target and swap it in when it is whole, so that a crash leaves the old one."""
+    """Let `write` fill a folder beside the target, then swap it in whole: a crash before that leaves the old one."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")

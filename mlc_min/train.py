@@ -61,8 +61,9 @@ class TrainConfig:
     )
     languages: str = field(default=",".join(ALIGNED), metadata={"help": "the first has the responses; MLC uses all"})
     method: str = field(default="dpo", metadata={"help": "|".join(METHODS)})
-    beta: float = field(default=0.1, metadata={"help": "DPO, ORPO [0.1]; SimPO's authors use 2"})
-    gamma: float = field(default=1.0, metadata={"help": "SimPO's target margin"})
+    beta: float = field(default=0.1, metadata={"help": "β of DPO and ORPO [0.1]"})
+    simpo_beta: float = field(default=2.0, metadata={"help": "β of SimPO, which has log-probs per token"})
+    simpo_gamma: float = field(default=1.0, metadata={"help": "target margin of SimPO"})
     sft_weight: float = field(
         default=1.0,
         metadata={
@@ -107,7 +108,7 @@ class TrainConfig:
         for name in ("mlc_every", "extractor_dim", "steps", "batch_size", "accumulation", "max_length", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: must be at least 1")
-        for name in ("beta", "mlc_tau", "learning_rate", "max_grad_norm"):
+        for name in ("beta", "simpo_beta", "mlc_tau", "learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise InputError(f"--{name} {getattr(self, name)}: must be greater than 0")
         for name in ("sft_weight", "mlc_weight", "weight_decay", "warmup"):
@@ -160,10 +161,10 @@ def alignment_loss(
     else:
         lengths = chosen_lengths, rejected_lengths
         if config.method == "simpo":
-            loss = simpo_loss(chosen, rejected, *lengths, config.beta, config.gamma).mean()
+            loss = simpo_loss(chosen, rejected, *lengths, config.simpo_beta, config.simpo_gamma).mean()
         else:
             loss = orpo_loss(chosen, rejected, *lengths, config.beta).mean()
-        rewards = config.beta * chosen / chosen_lengths, config.beta * rejected / rejected_lengths
+        rewards = chosen / chosen_lengths, rejected / rejected_lengths  # log-probs per token, without a reference
     metrics = {
         "align_loss": loss.item(),
         "accuracy": (rewards[0] > rewards[1]).float().mean().item(),

@@ -5,6 +5,10 @@ import torch
 from hypothesis import settings
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from mlc_min.data import read_rows
+from mlc_min.models import load_model
+from mlc_min.sentences import EMBEDDED, LANGUAGES
+
 # torch's first call of an operation can take longer than Hypothesis's 200 ms; derandomize keeps CI repeatable.
 settings.register_profile("mlc_min", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("mlc_min")
@@ -27,3 +31,15 @@ def tiny_model():
         eos_token_id=2,
     )
     return Qwen2ForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def base():
+    """The committed base model and its tokenizer. Tests that train take a deep copy."""
+    return load_model(EMBEDDED / "model")
+
+
+@pytest.fixture(scope="session")
+def test_rows():
+    """The committed test rows, all twelve languages."""
+    return read_rows(EMBEDDED / "test.jsonl", LANGUAGES, ("chosen", "rejected"))

@@ -244,10 +244,10 @@ def test_float32_gradient_holds_for_nearly_identical_rows(spread, form):
     assert ((gradient(x, form=form) - exact).norm() / exact.norm()).item() < 5e-3
 
 
+@pytest.mark.parametrize("function", [lambda x: mlc_loss(x, form="paper"), cosine_loss])
 @pytest.mark.parametrize(("m", "d"), [(3, 5), (5, 3), (4, 4)])
-def test_paper_gradient_passes_gradcheck(m, d):
-    x = normal(m, 2, m, d, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: mlc_loss(x, form="paper"), x)
+def test_gradient_of_the_paper_form_and_of_the_cosine_loss_passes_gradcheck(m, d, function):
+    assert torch.autograd.gradcheck(function, normal(m, 2, m, d, dtype=torch.float64).requires_grad_())
 
 
 @pytest.mark.parametrize(("m", "d"), [(3, 5), (5, 3)])
@@ -330,6 +330,7 @@ def test_opposite_rows_are_wrong_for_the_cosine_loss_and_aligned_for_mlc():
 @groups
 def test_one_minus_collinearity_is_the_relative_error_of_the_best_rank_1_approximation(n, m, d, seed):
     x = normal(seed, n, m, d)
+    assert not collinearity(x.clone().requires_grad_()).requires_grad
     z = numpy_unit_rows(x)
     u, s, vt = np.linalg.svd(z, full_matrices=False)
     best = u[:, :, :1] * s[:, None, :1] @ vt[:, :1]

@@ -135,10 +135,10 @@ BAD_ROWS = {
         "not JSON (too deeply nested); each row must be one JSON object",
     ),
     "not an object": ('["a"]', "a row must be a JSON object, this is a list"),
-    "no prompt": (row_text(prompt=None), "field 'prompt' is missing; add the prompt, or leave 'en' out of the run"),
+    "no prompt": (row_text(prompt=None), "field 'prompt' is missing; add it, or leave 'en' out of --languages"),
     "no translation": (
         row_text(prompt_zh=None),
-        "field 'prompt_zh' is missing; add the prompt, or leave 'zh' out of the run",
+        "field 'prompt_zh' is missing; add it, or leave 'zh' out of --languages",
     ),
     "no response": (row_text(rejected=None), "field 'rejected' is missing; each training row needs it"),
     "empty prompt": (row_text(prompt=""), "field 'prompt' is empty; fill it or remove the row"),

@@ -305,6 +305,13 @@ def test_orpo_is_finite_for_certain_responses_where_the_naive_form_is_not(certai
 # --- every loss ---
 
 
+def test_defaults_are_beta_0_1_for_dpo_and_orpo_and_beta_2_gamma_1_for_simpo():
+    c, r, ref_c, ref_r, len_c, len_r = sample_logps(0)
+    assert torch.equal(dpo_loss(c, r, ref_c, ref_r), dpo_loss(c, r, ref_c, ref_r, beta=0.1))
+    assert torch.equal(orpo_loss(c, r, len_c, len_r), orpo_loss(c, r, len_c, len_r, beta=0.1))
+    assert torch.equal(simpo_loss(c, r, len_c, len_r), simpo_loss(c, r, len_c, len_r, beta=2.0, gamma=1.0))
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_maps_rows_to_rows_without_mixing_them(name):
     inputs = sample_logps(0, 6)

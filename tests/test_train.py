@@ -1,0 +1,208 @@
+"""The training loop: what must hold whatever the data, on a tiny random model."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+
+from mlc_min.consistency import make_extractor
+from mlc_min.data import Example, shuffle_translations
+from mlc_min.errors import InputError
+from mlc_min.models import vocabulary_head
+from mlc_min.train import (
+    METHODS,
+    TrainConfig,
+    alignment_loss,
+    consistency_loss,
+    log_line,
+    reference_logps,
+    row_order,
+    train,
+)
+
+LANGUAGES = "en,zh,sw"
+
+
+class Tokenizer:
+    """As much of a tokenizer as the loop uses."""
+
+    pad_token_id = 0
+
+
+@pytest.fixture
+def examples() -> list[Example]:
+    draw = torch.Generator().manual_seed(3)
+
+    def ids(low: int, high: int) -> list[int]:
+        return torch.randint(3, 64, (int(torch.randint(low, high, (1,), generator=draw)),), generator=draw).tolist()
+
+    return [
+        Example(f"rows:{i + 1}", {code: ids(2, 9) for code in LANGUAGES.split(",")}, [*ids(1, 6), 2], [*ids(1, 6), 2])
+        for i in range(8)
+    ]
+
+
+@pytest.fixture
+def model(tiny_model):
+    return copy.deepcopy(tiny_model)
+
+
+def settings(**changes) -> TrainConfig:
+    defaults = dict(
+        languages=LANGUAGES, steps=3, batch_size=4, extractor_dim=16, freeze="", learning_rate=1e-3, device="cpu"
+    )
+    return TrainConfig(**(defaults | changes))
+
+
+def gradient(model, examples, batch_size: int, config: TrainConfig) -> torch.Tensor:
+    """Gradient of the mean over micro-batches of the whole loss, as one vector."""
+    head = vocabulary_head(model)
+    torch.manual_seed(0)
+    extractor = make_extractor("learned", 32, 16)
+    reference = reference_logps(model, head, examples, 0, 4) - 0.3 if config.method == "dpo" else None
+    model.zero_grad()
+    micro_batches = [range(i, i + batch_size) for i in range(0, len(examples), batch_size)]
+    for rows in micro_batches:
+        batch = [examples[i] for i in rows]
+        aligned, _ = alignment_loss(model, head, batch, None if reference is None else reference[rows], 0, config)
+        consistent, _ = consistency_loss(model, extractor, batch, 0, config)
+        ((aligned + config.mlc_weight * consistent) / len(micro_batches)).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_dpo_starts_at_log_2_with_margin_0(model, examples):
+    _, history = train(settings(steps=1, sft_weight=0.0), model, Tokenizer, examples, quiet=True)
+    assert history[0]["align_loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert history[0]["margin"] == pytest.approx(0, abs=1e-5)
+
+
+def test_dropout_is_off_so_policy_and_reference_agree(tiny_model, examples):
+    model = copy.deepcopy(tiny_model).train()
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    _, history = train(settings(steps=1), model, Tokenizer, examples, quiet=True)
+    assert history[0]["align_loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_precomputed_reference_equals_the_live_one_and_does_not_move(model, examples):
+    head = vocabulary_head(model)
+    before = reference_logps(model, head, examples, 0, 3)
+    frozen = copy.deepcopy(model)
+    train(settings(), model, Tokenizer, examples, quiet=True)
+    assert torch.allclose(before, reference_logps(frozen, vocabulary_head(frozen), examples, 0, 8), atol=1e-5)
+    assert not torch.allclose(before, reference_logps(model, vocabulary_head(model), examples, 0, 8), atol=1e-2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_accumulation_gives_the_gradient_of_one_large_batch(model, examples, method):
+    config = settings(method=method, mlc_weight=0.8)
+    whole = gradient(model, examples, 8, config)
+    parts = gradient(model, examples, 1, config)
+    assert torch.allclose(whole, parts, rtol=1e-3, atol=1e-6 * whole.abs().max().item() * 100)
+
+
+def test_weight_0_is_the_plain_method_bit_for_bit(tiny_model, examples):
+    plain, weighted = copy.deepcopy(tiny_model), copy.deepcopy(tiny_model)
+    only_english = [Example(e.where, {"en": e.prompts["en"]}, e.chosen, e.rejected) for e in examples]
+    train(settings(languages="en"), plain, Tokenizer, only_english, quiet=True)
+    train(settings(mlc_weight=0.0), weighted, Tokenizer, examples, quiet=True)
+    for a, b in zip(plain.parameters(), weighted.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_lowers_its_loss_and_mlc_the_consistency_loss(model, examples, method):
+    config = settings(method=method, steps=40, mlc_weight=2.0, extractor="frozen", batch_size=8, log_every=1)
+    _, history = train(config, model, Tokenizer, examples, quiet=True)
+    assert history[-1]["align_loss"] < 0.8 * history[0]["align_loss"]
+    assert history[-1]["mlc_loss"] < 0.5 * history[0]["mlc_loss"]
+    for metrics in history:
+        assert metrics["mlc_floor"] <= metrics["mlc_loss"] <= metrics["mlc_ceiling"] + 1e-5
+
+
+def test_the_same_seed_gives_the_same_weights(tiny_model, examples):
+    first, second = copy.deepcopy(tiny_model), copy.deepcopy(tiny_model)
+    for model in (first, second):
+        train(settings(mlc_weight=0.8), model, Tokenizer, examples, quiet=True)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_mlc_every_skips_the_loss_on_the_other_steps(model, examples):
+    config = settings(steps=4, mlc_weight=0.8, mlc_every=2, log_every=1)
+    _, history = train(config, model, Tokenizer, examples, quiet=True)
+    assert ["mlc_loss" in metrics for metrics in history] == [True, False, True, False]
+
+
+def test_consistency_alone_moves_no_layer_above_the_chosen_one(model, examples):
+    config = settings(mlc_layer=1)
+    loss, _ = consistency_loss(model, torch.nn.Identity(), examples, 0, config)
+    loss.backward()
+    moved = [layer.mlp.down_proj.weight.grad is not None for layer in model.model.layers]
+    assert moved == [True, False, False]
+
+
+def test_a_frozen_extractor_stays_and_a_learned_one_moves(model, examples):
+    for kind, moves in (("frozen", False), ("learned", True)):
+        torch.manual_seed(0)
+        start = make_extractor("frozen", 32, 16).weight.clone()
+        extractor, _ = train(
+            settings(mlc_weight=0.8, extractor=kind), copy.deepcopy(model), Tokenizer, examples, quiet=True
+        )
+        assert torch.equal(extractor.weight, start) is not moves
+
+
+def test_frozen_parameters_do_not_move_and_an_unknown_name_is_an_error(model, examples):
+    before = model.get_input_embeddings().weight.clone()
+    train(settings(freeze="embed_tokens"), model, Tokenizer, examples, quiet=True)
+    assert torch.equal(before, model.get_input_embeddings().weight)
+    with pytest.raises(InputError, match="--freeze nonsense"):
+        train(settings(freeze="nonsense"), model, Tokenizer, examples, quiet=True)
+
+
+def test_a_non_finite_loss_stops_and_names_step_and_rows(model, examples):
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.fill_(float("nan"))
+    with pytest.raises(InputError, match=r"step 0: the loss is nan.*rows:"):
+        train(settings(method="sft"), model, Tokenizer, examples, quiet=True)
+
+
+def test_the_shuffled_control_trains_on_other_groups_of_the_same_prompts(examples):
+    shuffled = shuffle_translations(examples, 1)
+    assert [e.prompts["en"] for e in shuffled] == [e.prompts["en"] for e in examples]
+    assert [e.prompts["zh"] for e in shuffled] != [e.prompts["zh"] for e in examples]
+    assert sorted(e.prompts["zh"] for e in shuffled) == sorted(e.prompts["zh"] for e in examples)
+
+
+def test_rows_come_in_whole_epochs_in_an_order_of_the_seed():
+    def first(n, seed):
+        order = row_order(5, seed)
+        return [next(order) for _ in range(n)]
+
+    assert sorted(first(5, 0)) == sorted(first(10, 0)[5:]) == [0, 1, 2, 3, 4]
+    assert first(10, 0) == first(10, 0) != first(10, 1)
+
+
+def test_the_log_is_json_lines_and_the_screen_line_is_aligned(model, examples, tmp_path):
+    log = tmp_path / "log.jsonl"
+    _, history = train(settings(mlc_weight=0.8, log_every=1), model, Tokenizer, examples, log, quiet=True)
+    assert [json.loads(line) for line in log.read_text().splitlines()] == history
+    lines = [log_line(metrics) for metrics in history]
+    assert len({len(line) for line in lines}) == 1 and "mlc" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("method", "ppo"),
+        ("mlc_form", "new"),
+        ("steps", 0),
+        ("mlc_tau", 0.0),
+        ("mlc_weight", -1.0),
+        ("mlc_tau", math.nan),
+    ],
+)
+def test_a_senseless_setting_is_named(name, value):
+    with pytest.raises(InputError, match=f"--{name}"):
+        settings(**{name: value}).check()
