@@ -43,7 +43,8 @@ def read_rows(path: str | Path, languages: tuple[str, ...] = ("en",), responses:
     """Read a JSONL file or a JSON list; check that each row has `languages` and `responses`.
 
     languages: codes; "en" is the field `prompt`, any other `prompt_<code>`; prompts in other languages are
-    left alone. responses: of "chosen", "rejected". Raises InputError for anything that is not as the module's first lines say.
+    left alone. responses: of "chosen", "rejected". Raises InputError for anything that is not as the
+    module's first lines say.
     """
     path = Path(path)
     try:

@@ -214,7 +214,8 @@ def main() -> None:
     for row in rows:
         if not isinstance(row.extra.get("harmful"), bool) or not isinstance(row.extra.get("combination"), list):
             raise InputError(
-                f"{row.where}: needs 'harmful' (true or false) and 'combination' ([verb, object]); this judge knows the embedded world only"
+                f"{row.where}: needs 'harmful' (true or false) and 'combination' ([verb, object]); "
+                "this judge knows the embedded world only"
             )
     model, tokenizer = load_model(config.model, pick_device(config.device))
     records = evaluate(model, tokenizer, rows, languages, config.max_new_tokens, config.batch_size)

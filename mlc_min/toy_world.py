@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, get_cosine_schedule_with_warmup
 
-from mlc_min.data import encode_prompt, end_of_turn, read_rows, response_batch
+from mlc_min.data import encode_prompt, encode_response, read_rows, response_batch
 from mlc_min.errors import run_command
 from mlc_min.models import pick_device
 from mlc_min.safety import evaluate, summarize
@@ -165,7 +165,7 @@ def pretrain(tokenizer, seed: int, steps: int, batch_size: int, learning_rate: f
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
     scheduler = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
     encode_once = cache(lambda text: encode_prompt(tokenizer, text))
-    reply_once = cache(lambda text: [*tokenizer.encode(text, add_special_tokens=False), end_of_turn(tokenizer)])
+    reply_once = cache(lambda text: encode_response(tokenizer, text))
     examples = pretraining_examples(seed)
     progress, mean_loss = tqdm(range(steps), desc="pretrain"), None
     for _ in progress:
@@ -219,8 +219,9 @@ def build(folder: Path, seed: int, steps: int, batch_size: int, learning_rate: f
             reached[split] = {key: summary[key] for key in ("refusal", "avg", "var", "pag", "helpful_own", "invalid")}
 
     save_folder(folder / "model", write)
+    settings = f"--seed {seed} --steps {steps} --batch_size {batch_size} --learning_rate {learning_rate}"
     making = {
-        "command": f"python -m mlc_min.toy_world --seed {seed} --steps {steps} --batch_size {batch_size} --learning_rate {learning_rate}",
+        "command": f"python -m mlc_min.toy_world {settings}",
         "seed": seed,
         "minutes": round((time.perf_counter() - started) / 60, 1),
         "hardware": f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads, {device}",
