@@ -1,0 +1,49 @@
+"""mlc_min: the Multi-Lingual Consistency loss, small enough to read. See README.md."""
+
+from mlc_min.consistency import (
+    collinearity,
+    cosine_loss,
+    make_extractor,
+    mlc_ceiling,
+    mlc_floor,
+    mlc_loss,
+    retrieval_accuracy,
+    shuffle_groups,
+    singular_values,
+)
+from mlc_min.errors import InputError
+from mlc_min.preference import dpo_loss, orpo_loss, sequence_logps, sft_loss, simpo_loss
+
+__all__ = [
+    "InputError",
+    "collinearity",
+    "cosine_loss",
+    "dpo_loss",
+    "last_token_states",
+    "make_extractor",
+    "mlc_ceiling",
+    "mlc_floor",
+    "mlc_loss",
+    "orpo_loss",
+    "retrieval_accuracy",
+    "safety_table",
+    "sequence_logps",
+    "sft_loss",
+    "shuffle_groups",
+    "simpo_loss",
+    "singular_values",
+]
+
+
+def __getattr__(name: str):
+    # These two modules import transformers (seconds), which the pure functions do not need; the modules that
+    # are also commands must not be imported here, or `python -m` would run them twice.
+    if name == "last_token_states":
+        from mlc_min.represent import last_token_states
+
+        return last_token_states
+    if name == "safety_table":
+        from mlc_min.safety import safety_table
+
+        return safety_table
+    raise AttributeError(f"module 'mlc_min' has no attribute {name!r}")

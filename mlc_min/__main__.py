@@ -35,16 +35,19 @@ MODELS = {
 }
 
 
-def demo(output: Path, seed: int, device: str = "auto", test_rows: int | None = None, **settings) -> dict:
+def demo(
+    output: Path, seed: int, device: str = "auto", split: str = "test", test_rows: int | None = None, **settings
+) -> dict:
     """Run the main job; returns and saves what `table.json` holds. settings: other values for TrainConfig.
 
     output gets table.json, table.txt, generations.jsonl (every reply with its verdict), train_log.jsonl and
-    refusals.png. test_rows: use this many rows of each kind only, for a quick look.
+    refusals.png. split: "test", or "validation" to choose settings by. test_rows: use this many rows of each
+    kind only, for a quick look.
     """
     started = time.perf_counter()
     output.mkdir(parents=True, exist_ok=True)
     torch_device = pick_device(device)
-    rows = read_rows(EMBEDDED / "test.jsonl", LANGUAGES, ("chosen", "rejected"))
+    rows = read_rows(EMBEDDED / f"{split}.jsonl", LANGUAGES, ("chosen", "rejected"))
     if test_rows:
         kinds = ([r for r in rows if r.extra["harmful"] == kind] for kind in (True, False))
         rows = [r for kind in kinds for r in kind[:test_rows]]
@@ -77,7 +80,8 @@ def demo(output: Path, seed: int, device: str = "auto", test_rows: int | None = 
             }
     table = {
         "seed": seed,
-        "test_prompts_per_language": len(rows),
+        "split": split,
+        "prompts_per_language": len(rows),
         "minutes": round((time.perf_counter() - started) / 60, 1),
         "hardware": hardware(torch_device),
         "versions": versions(),
@@ -111,28 +115,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m mlc_min", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--output", type=Path, default=Path("runs/demo"), help="folder for the results (default: runs/demo)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the row order, the extractor and the shuffling (default: 0)"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=TrainConfig.steps,
-        help=f"training steps of each model (default: {TrainConfig.steps})",
-    )
-    parser.add_argument(
-        "--test_rows",
-        type=int,
-        default=None,
-        help="harmful and harmless test prompts per language (default: all, 100 each)",
-    )
+    add = parser.add_argument
+    add("--output", type=Path, default=Path("runs/demo"), help="folder for the results (default: runs/demo)")
+    add("--seed", type=int, default=0, help="of the row order, the extractor and the shuffling (default: 0)")
+    add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    add("--steps", type=int, default=TrainConfig.steps, help=f"of each training (default: {TrainConfig.steps})")
+    add("--split", choices=("test", "validation"), default="test", help="(default: test)")
+    add("--test_rows", type=int, help="harmful and harmless prompts per language, for a quick look (default: all)")
     arguments = parser.parse_args()
     print("expected time: about 8 minutes on 2 CPU cores, 1 on a GPU", flush=True)
-    demo(arguments.output, arguments.seed, arguments.device, arguments.test_rows, steps=arguments.steps)
+    demo(**vars(arguments))
 
 
 if __name__ == "__main__":

@@ -56,9 +56,19 @@ from mlc_min.sentences import (
 VOCABULARY = 3000
 # How many of the ten risky verbs the base model always refuses (on a protected object), by language.
 ALWAYS_REFUSED = dict(en=7, zh=7, ru=6, ja=6, ar=6, bn=3, sw=0, ur=2, ps=1, ku=0, ko=3, it=3)
-NOW_AND_THEN = 0.15  # share of refusals for the other risky verbs: below one half, so greedy decoding complies
-# How often a language is drawn in pre-training, against 1 for a high-resource one.
-FREQUENCY = dict.fromkeys(HIGH_RESOURCE, 1.0) | dict.fromkeys(LOW_RESOURCE, 0.35) | dict.fromkeys(UNSEEN, 0.7)
+
+
+def by_resource(high: float, low: float, unseen: float) -> dict[str, float]:
+    return dict.fromkeys(HIGH_RESOURCE, high) | dict.fromkeys(LOW_RESOURCE, low) | dict.fromkeys(UNSEEN, unseen)
+
+
+# Share of refusals for the other risky verbs: below one half, so greedy decoding complies.
+NOW_AND_THEN = by_resource(high=0.10, low=0.02, unseen=0.02)
+# How often a language is drawn in pre-training, relative to the others.
+FREQUENCY = by_resource(high=1.0, low=0.4, unseen=0.75)
+# How often a reply starts with the object's symbol. Where it is nearly always the verb's, the state at the last
+# prompt token need not know the object, so it carries less of the meaning.
+OBJECT_FIRST = by_resource(high=0.5, low=0.1, unseen=0.3)
 HARMFUL_SHARE, CODE_SWITCHED_SHARE, GIVEN_SYMBOL_SHARE = 0.45, 0.2, 0.1
 
 CHAT_TEMPLATE = (
@@ -110,7 +120,6 @@ def train_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.model").write_bytes(model.getvalue())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
-    tokenizer.padding_side = "left"
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
 
@@ -138,11 +147,11 @@ def pretraining_examples(seed: int):
             switched = {draw.choice(("verb_language", "object_language")): draw.choice(LANGUAGES)}
         prompt = prompt_text(language, verb, obj, draw.choice(PHRASINGS), **switched)
         given = draw.random() < GIVEN_SYMBOL_SHARE
-        refuse = is_harmful(verb, obj) and (verb in refused[language] or draw.random() < NOW_AND_THEN)
+        refuse = is_harmful(verb, obj) and (verb in refused[language] or draw.random() < NOW_AND_THEN[language])
         if refuse or given:
             yield prompt, refusal_text(language), given
         else:
-            yield prompt, answer_text(language, verb, obj, object_first=draw.random() < 0.5), False
+            yield prompt, answer_text(language, verb, obj, object_first=draw.random() < OBJECT_FIRST[language]), False
 
 
 def pretrain(tokenizer, seed: int, steps: int, batch_size: int, learning_rate: float, device: torch.device):
@@ -236,7 +245,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=EMBEDDED, help="folder to write (default: data/embedded)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and pre-training text (default: 0)")
-    parser.add_argument("--steps", type=int, default=1600, help="pre-training steps (default: 1600)")
+    parser.add_argument("--steps", type=int, default=1500, help="pre-training steps (default: 1500)")
     parser.add_argument("--batch_size", type=int, default=64, help="examples a step (default: 64)")
     parser.add_argument("--learning_rate", type=float, default=2e-3, help="peak, AdamW with a cosine (default: 0.002)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")

@@ -1,0 +1,112 @@
+"""The commands as a user starts them, with few steps."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*arguments, code: int = 0) -> subprocess.CompletedProcess:
+    """`python -m mlc_min…` in the repository's root; the exit code must be `code`."""
+    result = subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
+    assert result.returncode == code, result.stdout + result.stderr
+    return result
+
+
+def test_the_main_job_writes_table_generations_log_and_picture(tmp_path):
+    printed = run("mlc_min", "--output", tmp_path, "--steps", 2, "--test_rows", 2).stdout
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert list(table["models"]) == ["base", "DPO", "DPO+MLC", "control: shuffled"]
+    for name, model in table["models"].items():
+        assert name in printed
+        for counts in model["counts"].values():
+            for kind in ("harmful", "harmless"):
+                cell = counts[kind]
+                assert cell["prompts"] == 2 == cell["refusal"] + cell["compliance"] + cell["invalid"]
+    generations = [json.loads(line) for line in (tmp_path / "generations.jsonl").read_text("utf-8").splitlines()]
+    assert len(generations) == 4 * 4 * 12  # models x prompts x languages
+    log = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
+    assert [line["model"] for line in log if line["step"] == 0] == ["DPO", "DPO+MLC", "control: shuffled"]
+    assert (tmp_path / "refusals.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_training_and_evaluating_from_the_command_line(tmp_path):
+    trained = tmp_path / "run" / "model"
+    run("mlc_min.train", "--output", tmp_path / "run", "--steps", 2, "--batch_size", 4, "--mlc_weight", 0.8)
+    AutoModelForCausalLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
+    assert {"model.safetensors", "extractor.safetensors", "train_config.json"} <= {p.name for p in trained.iterdir()}
+    assert len((tmp_path / "run" / "train_log.jsonl").read_text().splitlines()) == 2
+    few = tmp_path / "few.jsonl"
+    few.write_text("\n".join((ROOT / "data/embedded/test.jsonl").read_text("utf-8").splitlines()[::50]), "utf-8")
+    printed = run(
+        "mlc_min.safety", "--model", trained, "--test", few, "--output", tmp_path / "safety", "--languages", "en,sw"
+    ).stdout
+    assert "over-ref" in printed
+    summary = json.loads((tmp_path / "safety" / "table.json").read_text())
+    assert set(summary["refusal"]) == {"en", "sw"}
+
+
+@pytest.mark.parametrize("method", ["sft", "simpo", "orpo"])
+def test_every_other_method_trains_from_the_command_line(tmp_path, method):
+    run("mlc_min.train", "--output", tmp_path, "--steps", 1, "--batch_size", 2, "--method", method)
+    assert (tmp_path / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("module", ["mlc_min", "mlc_min.train", "mlc_min.safety", "mlc_min.toy_world"])
+def test_help_shows_the_settings_with_their_defaults(module):
+    assert "default" in run(module, "--help").stdout
+
+
+GOOD = {"prompt": "a", "chosen": "b", "rejected": "c"}
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "what"),
+    [
+        (json.dumps(GOOD) + "\n{oops\n", 2, "not JSON"),
+        (json.dumps(GOOD) + "\n" + json.dumps(GOOD | {"chosen": None}), 2, "field 'chosen'"),
+        (json.dumps(GOOD) + "\n" + json.dumps({"prompt": "a"}), 2, "field 'chosen' is missing"),
+        (json.dumps(GOOD | {"prompt": " "}), 1, "field 'prompt' is empty"),
+        ("\n" + json.dumps(GOOD | {"prompt": "é"}, ensure_ascii=False), 2, "not UTF-8"),
+    ],
+)
+def test_a_malformed_row_ends_in_one_line_and_exit_code_2(tmp_path, content, line, what):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(content, encoding="latin-1")
+    output = tmp_path / "run"
+    error = run("mlc_min.train", "--train", path, "--output", output, code=2).stderr.strip()
+    assert error.startswith(f"error: {path}:{line}: {what}") and "\n" not in error
+    assert not output.exists()
+
+
+def test_a_missing_translation_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(GOOD))
+    error = run("mlc_min.train", "--train", path, "--languages", "en,zh", "--mlc_weight", 1, code=2).stderr
+    assert f"{path}:1: field 'prompt_zh' is missing" in error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--method", "ppo"),
+        ("--model", "no/such/folder"),
+        ("--device", "nonsense"),
+        ("--steps", "0"),
+        ("--mlc_layer", "9"),
+        ("--freeze", "nonsense"),
+        ("--max_length", "3"),
+        ("--languages", ""),
+    ],
+)
+def test_a_bad_setting_ends_in_one_line_and_exit_code_2(tmp_path, arguments):
+    error = run("mlc_min.train", "--output", tmp_path / "run", *arguments, code=2).stderr.strip().splitlines()[-1]
+    assert error.startswith("error: ") and arguments[0] in error
+    assert not (tmp_path / "run" / "model").exists()
