@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mlc_min.__main__ import demo
 from mlc_min.errors import run_command
-from mlc_min.report import LEGEND, markdown_table, plot_refusals
+from mlc_min.report import LEGEND, markdown_tables, plot_refusals
 from mlc_min.saving import write_atomically
 
 
@@ -35,9 +35,9 @@ def main() -> None:
     runs = {name: [table["models"][name] for table in tables] for name in tables[0]["models"]}
     command = f"python -m mlc_min.repeat --seeds {' '.join(map(str, arguments.seeds))}"
     write_atomically(results / "demo.json", json.dumps({"command": command, "runs": tables}, indent=1) + "\n")
-    write_atomically(results / "demo.md", f"{markdown_table(runs)}\n\n{LEGEND}\n")
+    write_atomically(results / "demo.md", f"{markdown_tables(runs)}\n\n{LEGEND}\n")
     plot_refusals(runs, results / "demo.png")
-    print(f"\n{markdown_table(runs)}\n\nsaved {results}/demo.json, demo.md and demo.png")
+    print(f"\n{markdown_tables(runs)}\n\nsaved {results}/demo.json, demo.md and demo.png")
 
 
 if __name__ == "__main__":

@@ -39,24 +39,29 @@ def text_table(summaries: dict[str, dict]) -> str:
     return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
 
 
-def markdown_table(runs: dict[str, list[dict]]) -> str:
-    """The same over several seeds: mean ± standard deviation (one seed: the value)."""
-
-    def cell(summaries: list[dict], pick, name: str) -> str:
-        values = [pick(summary) for summary in summaries]
-        if None in values:
-            return "–"
-        spread = f" ± {figure(stdev(values), name)}" if len(values) > 1 and max(values) > min(values) else ""
-        return figure(mean(values), name) + spread
-
+def markdown_tables(runs: dict[str, list[dict]]) -> str:
+    """Two Markdown tables over several seeds, refusal by language and the rest: mean ± standard deviation."""
     languages = list(next(iter(runs.values()))[0]["refusal"])
-    titles = ["", *[code + "\\*" * (code in UNSEEN) for code in languages], *[title for _, title in FIGURES]]
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    for name, summaries in runs.items():
-        cells = [cell(summaries, lambda s, code=code: s["refusal"][code], "refusal") for code in languages]
-        cells += [cell(summaries, lambda s, key=key: s[key], key) for key, _ in FIGURES]
-        lines.append("| " + " | ".join([name, *cells]) + " |")
-    return "\n".join(lines)
+    by_language = [
+        (code, code + "\\*" * (code in UNSEEN), lambda s, code=code: s["refusal"][code]) for code in languages
+    ]
+    others = [(key, title, lambda s, key=key: s[key]) for key, title in FIGURES]
+    tables = []
+    for columns in (by_language, others):
+        lines = ["| " + " | ".join(["", *(title for _, title, _ in columns)]) + " |", "|---" * (len(columns) + 1) + "|"]
+        for name, summaries in runs.items():
+            cells = [_mean_and_spread([pick(s) for s in summaries], key) for key, _, pick in columns]
+            lines.append("| " + " | ".join([name, *cells]) + " |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
+def _mean_and_spread(values: list[float | None], name: str) -> str:
+    """ "mean ± sample standard deviation" as far as there is any; "–" if one seed has no figure."""
+    if None in values:
+        return "–"
+    spread = f" ± {figure(stdev(values), name)}" if max(values) > min(values) else ""
+    return figure(mean(values), name) + spread
 
 
 def plot_refusals(runs: dict[str, list[dict]], path: str | Path) -> None:

@@ -29,7 +29,13 @@ import sentencepiece
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, get_cosine_schedule_with_warmup
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    get_cosine_schedule_with_warmup,
+)
 
 from mlc_min.data import encode_prompt, encode_response, read_rows, response_batch
 from mlc_min.errors import run_command
@@ -118,9 +124,16 @@ def train_tokenizer(folder: Path) -> None:
         minloglevel=2,
     )
     (folder / "tokenizer.model").write_bytes(model.getvalue())
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_special_tokens({"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
-    tokenizer.chat_template = CHAT_TEMPLATE
+    # transformers converts the SentencePiece model; saved once more, it loads without protobuf as tokenizer.json.
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=AutoTokenizer.from_pretrained(folder).backend_tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        padding_side="left",
+        chat_template=CHAT_TEMPLATE,
+    )
     tokenizer.save_pretrained(folder)
 
 
@@ -155,9 +168,12 @@ def pretraining_examples(seed: int):
 
 
 def pretrain(tokenizer, seed: int, steps: int, batch_size: int, learning_rate: float, device: torch.device):
-    """A Qwen2 of 2.2 million parameters, trained from random weights on the replies. Returns (model, last loss)."""
+    """A Llama of 2.2 million parameters, trained from random weights on the replies. Returns (model, last loss).
+
+    Llama and not Qwen2, because transformers loads the tokenizer of any Qwen2 folder as Qwen's byte-level one.
+    """
     torch.manual_seed(seed)
-    config = Qwen2Config(
+    config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=192,
         num_hidden_layers=4,
@@ -170,7 +186,7 @@ def pretrain(tokenizer, seed: int, steps: int, batch_size: int, learning_rate: f
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    model = Qwen2ForCausalLM(config).to(device)
+    model = LlamaForCausalLM(config).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
     scheduler = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
     encode_once = cache(lambda text: encode_prompt(tokenizer, text))

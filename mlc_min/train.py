@@ -7,6 +7,7 @@ The loop is written out so that it can be read: one function gives the alignment
 consistency loss, and `train` adds them up.
 """
 
+import itertools
 import json
 import time
 from contextlib import nullcontext
@@ -19,6 +20,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import HfArgumentParser, get_cosine_schedule_with_warmup
 
+from mlc_min.checkpoint import load_checkpoint, save_checkpoint
 from mlc_min.consistency import (
     FORMS,
     collinearity,
@@ -42,7 +44,7 @@ from mlc_min.errors import InputError, run_command
 from mlc_min.models import freeze, load_model, pick_device, vocabulary_head
 from mlc_min.preference import dpo_loss, orpo_loss, sequence_logps, sft_loss, simpo_loss
 from mlc_min.represent import last_token_states, position_ids, resolve_layer
-from mlc_min.saving import save_folder
+from mlc_min.saving import save_folder, write_atomically
 from mlc_min.sentences import ALIGNED, EMBEDDED
 
 METHODS = ("sft", "dpo", "simpo", "orpo")
@@ -91,6 +93,8 @@ class TrainConfig:
     batch_size: int = field(default=16, metadata={"help": "rows a forward pass [1]"})
     accumulation: int = field(default=1, metadata={"help": "forward passes an optimizer step [4 x 8 GPUs]"})
     max_length: int = field(default=1024, metadata={"help": "longer rows are left out and counted [1024, cut]"})
+    save_every: int = field(default=0, metadata={"help": "steps between checkpoints in the output folder; 0 for none"})
+    resume: bool = field(default=False, metadata={"help": "continue from the output folder's checkpoint, if any"})
     log_every: int = field(default=10, metadata={"help": "steps between lines of the log"})
     seed: int = field(default=0, metadata={"help": "of the row order, the extractor's start and the shuffling"})
     device: str = field(default="auto", metadata={"help": "auto, cpu or cuda"})
@@ -111,7 +115,7 @@ class TrainConfig:
         for name in ("beta", "simpo_beta", "mlc_tau", "learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise InputError(f"--{name} {getattr(self, name)}: must be greater than 0")
-        for name in ("sft_weight", "mlc_weight", "weight_decay", "warmup"):
+        for name in ("sft_weight", "mlc_weight", "weight_decay", "warmup", "save_every"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"--{name} {getattr(self, name)}: must not be negative")
 
@@ -201,14 +205,19 @@ def consistency_loss(model, extractor: nn.Module, examples: list[Example], pad_i
     return loss, metrics
 
 
-def train(config: TrainConfig, model, tokenizer, examples: list[Example], log: Path | None = None, quiet: bool = False):
+def train(
+    config: TrainConfig, model, tokenizer, examples: list[Example], output: Path | None = None, quiet: bool = False
+):
     """Train `model` in place. Returns (extractor, list of metrics, one dict per logged step).
 
-    `log`: a JSON-lines file that gets each of those dicts as it is made.
+    `output`: a folder for train_log.jsonl, one line per logged step, and checkpoint.pt if `save_every` is set.
     """
     torch.manual_seed(config.seed)
     pad_id, languages = tokenizer.pad_token_id, config.language_list
-    config.mlc_layer = resolve_layer(model, config.mlc_layer)
+    try:
+        resolve_layer(model, config.mlc_layer)
+    except ValueError as error:
+        raise InputError(f"--mlc_layer: {error}") from None
     hidden_size = model.config.get_text_config().hidden_size
     extractor = make_extractor(config.extractor, hidden_size, config.extractor_dim).to(model.device)
     dim = hidden_size if config.extractor == "identity" else config.extractor_dim
@@ -232,11 +241,16 @@ def train(config: TrainConfig, model, tokenizer, examples: list[Example], log: P
     }
     autocast = torch.autocast(model.device.type, torch.bfloat16) if config.dtype == "bfloat16" else nullcontext()
 
-    history, rows, started = [], row_order(len(examples), config.seed), time.perf_counter()
-    progress = tqdm(
-        range(config.steps), desc=config.method + ("+mlc" if config.mlc_weight else ""), leave=False, disable=quiet
-    )
-    for step in progress:
+    stateful = {"model": model, "extractor": extractor, "optimizer": optimizer, "scheduler": scheduler}
+    start = 0
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        if config.resume:
+            start = load_checkpoint(output / "checkpoint.pt", config, **stateful)
+    log = MetricsLog(None if output is None else output / "train_log.jsonl", start, quiet)
+    rows = row_order(len(examples), config.seed, skip=start * config.accumulation * config.batch_size)
+    name = config.method + ("+mlc" if config.mlc_weight else "")
+    for step in tqdm(range(start, config.steps), desc=name, leave=False, disable=quiet):
         metrics: dict[str, float] = {}
         for _ in range(config.accumulation):
             chosen_rows = [next(rows) for _ in range(config.batch_size)]
@@ -267,21 +281,41 @@ def train(config: TrainConfig, model, tokenizer, examples: list[Example], log: P
         scheduler.step()
         optimizer.zero_grad(set_to_none=True)
         if step % config.log_every == 0 or step == config.steps - 1:
-            metrics["seconds"] = round(time.perf_counter() - started, 2)
-            history.append(metrics)
-            if log is not None:
-                with open(log, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(metrics) + "\n")
-            if not quiet:
-                tqdm.write(log_line(metrics))
-    return extractor, history
+            log.write(metrics)
+        if output is not None and config.save_every and (step + 1) % config.save_every == 0:
+            save_checkpoint(output / "checkpoint.pt", step + 1, config, **stateful)
+    return extractor, log.history
 
 
-def row_order(count: int, seed: int):
-    """Row indices for ever: a new random order each epoch, decided by the seed alone."""
+def row_order(count: int, seed: int, skip: int = 0):
+    """Row indices for ever: a new random order each epoch, decided by the seed alone; without the first `skip`."""
     generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield from torch.randperm(count, generator=generator).tolist()
+    for epoch in itertools.count():
+        order = torch.randperm(count, generator=generator).tolist()
+        yield from order[max(0, skip - epoch * count) :]
+
+
+class MetricsLog:
+    """Each logged step as a dict in `history`, as a line on the screen and as a line of a JSON-lines file."""
+
+    def __init__(self, path: Path | None, start: int, quiet: bool):
+        self.path, self.quiet, self.started = path, quiet, time.perf_counter()
+        self.history: list[dict] = []
+        if path is not None:
+            # A resumed run keeps the lines up to its checkpoint; the steps after it are done again.
+            if start and path.exists():
+                lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+                self.history = [metrics for metrics in lines if metrics["step"] < start]
+            write_atomically(path, "".join(json.dumps(metrics) + "\n" for metrics in self.history))
+
+    def write(self, metrics: dict[str, float]) -> None:
+        metrics["seconds"] = round(time.perf_counter() - self.started, 2)
+        self.history.append(metrics)
+        if self.path is not None:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(metrics) + "\n")
+        if not self.quiet:
+            tqdm.write(log_line(metrics))
 
 
 def log_line(metrics: dict[str, float]) -> str:
@@ -323,13 +357,9 @@ def main() -> None:
     print(f"{len(examples)} rows from {config.train}; {left_out} left out as longer than {config.max_length} tokens")
     if not examples:
         raise InputError(f"--max_length {config.max_length}: no row fits; raise it")
-    output = Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
-    log = output / "train_log.jsonl"
-    log.write_text("")
-    extractor, _ = train(config, model, tokenizer, examples, log)
+    extractor, _ = train(config, model, tokenizer, examples, Path(config.output))
     save_run(config, model, tokenizer, extractor)
-    print(f"saved {output}/model and {log}")
+    print(f"saved {config.output}/model and {config.output}/train_log.jsonl")
 
 
 if __name__ == "__main__":

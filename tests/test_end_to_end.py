@@ -1,6 +1,7 @@
 """The commands as a user starts them, with few steps."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,12 @@ ROOT = Path(__file__).resolve().parent.parent
 def run(*arguments, code: int = 0) -> subprocess.CompletedProcess:
     """`python -m mlc_min…` in the repository's root; the exit code must be `code`."""
     result = subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=240
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert result.returncode == code, result.stdout + result.stderr
     return result

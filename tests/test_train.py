@@ -13,6 +13,7 @@ from mlc_min.errors import InputError
 from mlc_min.models import vocabulary_head
 from mlc_min.train import (
     METHODS,
+    MetricsLog,
     TrainConfig,
     alignment_loss,
     consistency_loss,
@@ -182,12 +183,53 @@ def test_rows_come_in_whole_epochs_in_an_order_of_the_seed():
 
     assert sorted(first(5, 0)) == sorted(first(10, 0)[5:]) == [0, 1, 2, 3, 4]
     assert first(10, 0) == first(10, 0) != first(10, 1)
+    later = row_order(5, 0, skip=7)
+    assert [next(later) for _ in range(6)] == first(13, 0)[7:]
+
+
+def test_a_resumed_run_ends_with_the_same_bits_and_the_same_log(tiny_model, examples, tmp_path, monkeypatch):
+    config = settings(steps=7, mlc_weight=0.8, save_every=2, log_every=1, accumulation=2)
+    whole, stopped, resumed = (copy.deepcopy(tiny_model) for _ in range(3))
+    extractor, history = train(config, whole, Tokenizer, examples, tmp_path / "whole", quiet=True)
+
+    class Killed(Exception):
+        pass
+
+    def kill_at_step_5(log, metrics):
+        if metrics["step"] == 5:
+            raise Killed
+        write(log, metrics)
+
+    write = MetricsLog.write
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(MetricsLog, "write", kill_at_step_5)
+        train(config, stopped, Tokenizer, examples, tmp_path / "stopped", quiet=True)
+    config.resume = True
+    again, later = train(config, resumed, Tokenizer, examples, tmp_path / "stopped", quiet=True)
+    pairs = zip(
+        [*whole.parameters(), *extractor.parameters()], [*resumed.parameters(), *again.parameters()], strict=True
+    )
+    for a, b in pairs:
+        assert torch.equal(a, b)
+
+    def timeless(log):
+        return [{k: v for k, v in metrics.items() if k != "seconds"} for metrics in log]
+
+    assert timeless(history) == timeless(later)
+
+
+def test_a_checkpoint_of_other_settings_or_a_damaged_one_is_refused(model, examples, tmp_path):
+    train(settings(save_every=1), model, Tokenizer, examples, tmp_path, quiet=True)
+    with pytest.raises(InputError, match=r"--learning_rate 0.5: .* was made with 0.001"):
+        train(settings(resume=True, learning_rate=0.5), model, Tokenizer, examples, tmp_path, quiet=True)
+    (tmp_path / "checkpoint.pt").write_bytes((tmp_path / "checkpoint.pt").read_bytes()[:1000])
+    with pytest.raises(InputError, match="not a whole checkpoint"):
+        train(settings(resume=True), model, Tokenizer, examples, tmp_path, quiet=True)
 
 
 def test_the_log_is_json_lines_and_the_screen_line_is_aligned(model, examples, tmp_path):
-    log = tmp_path / "log.jsonl"
-    _, history = train(settings(mlc_weight=0.8, log_every=1), model, Tokenizer, examples, log, quiet=True)
-    assert [json.loads(line) for line in log.read_text().splitlines()] == history
+    _, history = train(settings(mlc_weight=0.8, log_every=1), model, Tokenizer, examples, tmp_path, quiet=True)
+    assert [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()] == history
     lines = [log_line(metrics) for metrics in history]
     assert len({len(line) for line in lines}) == 1 and "mlc" in lines[0]
 
