@@ -7,7 +7,14 @@ unrelated prompts, and that difference is what these figures show.
 
 import torch
 
-from mlc_min.consistency import collinearity, retrieval_accuracy, shuffle_groups
+from mlc_min.consistency import (
+    collinearity,
+    mlc_ceiling,
+    mlc_floor,
+    mlc_loss,
+    retrieval_accuracy,
+    shuffle_groups,
+)
 from mlc_min.data import Row, encode_prompt, pad
 from mlc_min.represent import last_token_states
 
@@ -23,15 +30,23 @@ def prompt_states(model, tokenizer, rows: list[Row], languages: tuple[str, ...],
     return torch.stack(states).float()
 
 
-def diagnose(model, tokenizer, rows: list[Row], languages: tuple[str, ...], layer: int = -1) -> dict:
-    """collinearity: σ₁²/m of the raw states of each prompt and its translations, mean over the rows;
-    collinearity_shuffled: of groups of unrelated prompts; retrieval: per language, % of prompts whose
-    nearest first-language prompt is their translation (among `rows`, so give one row per meaning)."""
+def diagnose(model, tokenizer, rows: list[Row], languages: tuple[str, ...], layer: int = -1, tau: float = 0.2) -> dict:
+    """Figures on raw hidden states (no extractor); give one row per meaning.
+
+    mlc_loss: official form at `tau`, to be read between mlc_floor and mlc_ceiling; collinearity: σ₁²/m of a
+    prompt and its translations, mean over rows; both again for groups of unrelated prompts (_shuffled).
+    retrieval: per language, % of prompts whose nearest first-language prompt is their translation.
+    """
     states = prompt_states(model, tokenizer, rows, languages, layer)
     retrieval = (100 * retrieval_accuracy(states)).tolist()
+    shuffled = shuffle_groups(states)
     return {
+        "mlc_loss": mlc_loss(states, tau).item(),
+        "mlc_loss_shuffled": mlc_loss(shuffled, tau).item(),
+        "mlc_floor": mlc_floor(len(languages), states.shape[-1], tau),
+        "mlc_ceiling": mlc_ceiling(len(languages), states.shape[-1]),
         "collinearity": collinearity(states).mean().item(),
-        "collinearity_shuffled": collinearity(shuffle_groups(states)).mean().item(),
+        "collinearity_shuffled": collinearity(shuffled).mean().item(),
         "retrieval": dict(zip(languages[1:], retrieval[1:], strict=True)),
         "retrieval_chance": 100 / len(rows),
     }

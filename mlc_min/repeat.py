@@ -2,6 +2,7 @@
 
     python -m mlc_min.repeat --seeds 0 1 2 3 4 --results data/results
 
+Each run has one row more than the main job, MLC with the paper's own λ, τ, layer and rhythm.
 A seed whose table.json is already in the output folder is not run again, so that a stopped run goes on where
 it was. Writes demo.json (the tables of all seeds), demo.md (mean ± standard deviation) and demo.png.
 """
@@ -29,7 +30,9 @@ def main() -> None:
     for seed in arguments.seeds:
         folder = arguments.output / f"seed-{seed}"
         done = folder / "table.json"
-        tables.append(json.loads(done.read_text()) if done.exists() else demo(folder, seed, arguments.device))
+        tables.append(
+            json.loads(done.read_text()) if done.exists() else demo(folder, seed, arguments.device, paper=True)
+        )
     results = arguments.results or arguments.output
     results.mkdir(parents=True, exist_ok=True)
     runs = {name: [table["models"][name] for table in tables] for name in tables[0]["models"]}

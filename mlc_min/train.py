@@ -89,7 +89,7 @@ class TrainConfig:
     warmup: float = field(default=0.1, metadata={"help": "share of the steps [0.1]"})
     weight_decay: float = field(default=0.0, metadata={"help": "AdamW's [0]"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "gradient clipping [1]"})
-    steps: int = field(default=300, metadata={"help": "optimizer steps [3 epochs]"})
+    steps: int = field(default=150, metadata={"help": "optimizer steps [3 epochs]"})
     batch_size: int = field(default=16, metadata={"help": "rows a forward pass [1]"})
     accumulation: int = field(default=1, metadata={"help": "forward passes an optimizer step [4 x 8 GPUs]"})
     max_length: int = field(default=1024, metadata={"help": "longer rows are left out and counted [1024, cut]"})
