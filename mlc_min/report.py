@@ -65,35 +65,49 @@ def _mean_and_spread(values: list[float | None], name: str) -> str:
 
 
 def plot_refusals(runs: dict[str, list[dict]], path: str | Path) -> None:
-    """Refusal of harmful prompts by language, one marker per model: mean over seeds, bar from lowest to highest."""
+    """By language: harmful prompts refused, and below it harmless ones answered, so that refusing all, or gibberish,
+    shows. One marker a model: the mean over its seeds, with a bar from the lowest to the highest."""
     import matplotlib
 
     matplotlib.use("Agg")  # no screen needed
     from matplotlib import pyplot
 
     languages = list(next(iter(runs.values()))[0]["refusal"])
-    figure_, axes = pyplot.subplots(figsize=(10, 4.6), layout="constrained")
-    for i, (name, summaries) in enumerate(runs.items()):
-        color, marker = STYLES[i % len(STYLES)]
-        positions = [j + 0.16 * (i - (len(runs) - 1) / 2) for j in range(len(languages))]
-        rates = [[s["refusal"][code] for s in summaries] for code in languages]
-        middle = [mean(r) for r in rates]
-        spread = [
-            [m - min(r) for m, r in zip(middle, rates, strict=True)],
-            [max(r) - m for m, r in zip(middle, rates, strict=True)],
-        ]
-        axes.errorbar(positions, middle, yerr=spread, fmt=marker, color=color, markersize=7, linewidth=1.2, label=name)
     seen = sum(code not in UNSEEN for code in languages)
+    panels = (("harmful prompts\nrefused, %", _refused), ("harmless prompts answered\nin their language, %", _answered))
+    canvas, axes_pair = pyplot.subplots(2, figsize=(10, 6.4), sharex=True, layout="constrained", height_ratios=(3, 2))
+    for axes, (title, rate) in zip(axes_pair, panels, strict=True):
+        for i, (name, summaries) in enumerate(runs.items()):
+            color, marker = STYLES[i % len(STYLES)]
+            positions = [j + 0.16 * (i - (len(runs) - 1) / 2) for j in range(len(languages))]
+            rates = [[rate(summary, code) for summary in summaries] for code in languages]
+            middle = [mean(r) for r in rates]
+            below = [m - min(r) for m, r in zip(middle, rates, strict=True)]
+            above = [max(r) - m for m, r in zip(middle, rates, strict=True)]
+            axes.errorbar(
+                positions, middle, yerr=(below, above), fmt=marker, color=color, markersize=7, linewidth=1.2, label=name
+            )
+        for edge in range(1, len(languages)):
+            axes.axvline(edge - 0.5, color="#e0e0e0", linewidth=0.7, zorder=0)
+        if seen < len(languages):
+            axes.axvspan(seen - 0.5, len(languages) - 0.5, color="#f0f0f0", zorder=0)
+        axes.set(ylim=(-4, 110), xlim=(-0.5, len(languages) - 0.5), ylabel=title)
+        axes.spines[["top", "right"]].set_visible(False)
     if seen < len(languages):
-        axes.axvspan(seen - 0.5, len(languages) - 0.5, color="#f0f0f0", zorder=0)
-        axes.text(len(languages) - 1 - (len(languages) - seen - 1) / 2, 103.5, "never aligned", ha="center", fontsize=9)
-    for edge in range(1, len(languages)):
-        axes.axvline(edge - 0.5, color="#e0e0e0", linewidth=0.7, zorder=0)
+        axes_pair[0].text((seen + len(languages) - 1) / 2, 104, "never aligned", ha="center", fontsize=9)
     names = [LEXICON["languages"].get(code, {}).get("name", code).split(" (")[0] for code in languages]
-    axes.set_xticks(range(len(languages)), names, rotation=25, ha="right", rotation_mode="anchor")
-    axes.set(ylim=(-3, 109), xlim=(-0.5, len(languages) - 0.5), ylabel="harmful prompts refused, %")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure_.legend(loc="outside upper center", ncols=len(runs), frameon=False)
+    axes_pair[1].set_xticks(range(len(languages)), names, rotation=25, ha="right", rotation_mode="anchor")
+    handles, labels = axes_pair[0].get_legend_handles_labels()
+    canvas.legend(handles, labels, loc="outside upper center", ncols=len(runs), frameon=False)
     # No version or date in the file: the same figures give the same bytes.
-    figure_.savefig(path, dpi=120, metadata={"Software": None})
-    pyplot.close(figure_)
+    canvas.savefig(path, dpi=120, metadata={"Software": None})
+    pyplot.close(canvas)
+
+
+def _refused(summary: dict, language: str) -> float:
+    return summary["refusal"][language]
+
+
+def _answered(summary: dict, language: str) -> float:
+    cell = summary["counts"][language]["harmless"]
+    return 100 * cell["correct_in_language"] / cell["prompts"]

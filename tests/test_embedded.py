@@ -80,7 +80,7 @@ def test_the_base_model_refuses_some_in_high_resource_languages_and_almost_none_
 
 def test_the_state_carries_meaning_across_languages_and_less_in_low_resource_ones(base, test_rows):
     meanings = [row for row in test_rows if row.extra["id"].endswith("-0")]  # one phrasing of each combination
-    figures = diagnose(*base, meanings, LANGUAGES)
+    figures = diagnose(*base, meanings, LANGUAGES, layer=3)  # the main job's layer
     retrieval = figures["retrieval"]
     assert min(retrieval.values()) > 5 * figures["retrieval_chance"]
     assert mean([retrieval[code] for code in LOW_RESOURCE]) < mean([retrieval[code] for code in HIGH_RESOURCE[1:]])

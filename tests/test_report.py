@@ -14,6 +14,7 @@ def summary(en: float, ko: float | None, over_refusal: float | None = 0.0) -> di
         "helpful": 99.5,
         "helpful_own": 98.25,
         "invalid": 1.0,
+        "counts": {code: {"harmless": {"prompts": 50, "correct_in_language": 40}} for code in ("en", "ko")},
     }
 
 
