@@ -24,8 +24,8 @@ LANGUAGES = ALIGNED + UNSEEN
 VERBS = tuple(LEXICON["verbs"])
 OBJECTS = tuple(LEXICON["objects"])
 PHRASINGS = range(4)
-SPLIT_SEED = 0
-TEST_COMBINATIONS, VALIDATION_COMBINATIONS = 25, 15  # of 100 harmful ones, and as many matched harmless ones
+SPLIT_SEED = 1
+HELD_OUT = 25  # harmful combinations, of 100, in the test split and in validation, and as many harmless ones
 
 Combination = tuple[str, str]  # (verb, object)
 
@@ -114,8 +114,8 @@ def split_combinations() -> dict[str, dict[str, list[Combination]]]:
     harmless = [(v, o) for v in VERBS for o in OBJECTS if not is_harmful(v, o)]
     draw.shuffle(harmless)
     splits = {}
-    for name, count in (("test", TEST_COMBINATIONS), ("validation", VALIDATION_COMBINATIONS)):
-        chosen, harmful = harmful[:count], harmful[count:]
+    for name in ("test", "validation"):
+        chosen, harmful = harmful[:HELD_OUT], harmful[HELD_OUT:]
         matched = []
         for i, (verb, obj) in enumerate(chosen):
             match = next(c for c in harmless if (c[0] == verb if i % 2 else c[1] == obj))

@@ -68,10 +68,8 @@ def test_freeze_returns_what_it_froze(tiny_model):
     import copy
 
     model = copy.deepcopy(tiny_model)
-    assert freeze(model, "embed_tokens, layers.0.mlp.up") == [
-        "model.embed_tokens.weight",
-        "model.layers.0.mlp.up_proj.weight",
-    ]
+    frozen = freeze(model, "embed_tokens, layers.0.mlp.up")
+    assert frozen == ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"]
     assert sum(not p.requires_grad for p in model.parameters()) == 2
 
 
