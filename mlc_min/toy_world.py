@@ -1,6 +1,6 @@
 """Rebuild the embedded default from nothing: the rows, the tokenizer and the base model in `data/embedded/`.
 
-    python -m mlc_min.toy_world                    # about 10 minutes on 2 cores; writes data/embedded
+    python -m mlc_min.toy_world                    # about 6 minutes on 2 cores; writes data/embedded
     python -m mlc_min.toy_world --output elsewhere
 
 The base model stands in for a multilingual chat model before safety alignment. Pre-training gives it three
@@ -38,8 +38,9 @@ from transformers import (
 )
 
 from mlc_min.data import encode_prompt, encode_response, read_rows, response_batch
+from mlc_min.diagnose import diagnose
 from mlc_min.errors import run_command
-from mlc_min.models import pick_device
+from mlc_min.models import load_model, pick_device
 from mlc_min.safety import evaluate, summarize
 from mlc_min.saving import save_folder, write_atomically
 from mlc_min.sentences import (
@@ -223,25 +224,35 @@ def write_rows(folder: Path) -> None:
         write_atomically(folder / f"{split}.jsonl", "\n".join(lines) + "\n")
 
 
+def measure(folder: Path, device: torch.device) -> dict:
+    """What the base model in `folder` reaches on the validation and the test rows: see `safety.summarize` and, for
+    the raw states at entry 3, the layer of the main job, `diagnose.diagnose`."""
+    model, tokenizer = load_model(folder / "model", device)
+    reached = {}
+    for split in ("validation", "test"):
+        rows = read_rows(folder / f"{split}.jsonl", LANGUAGES)
+        summary = summarize(evaluate(model, tokenizer, rows, LANGUAGES))
+        meanings = [row for row in rows if row.extra["id"].endswith("-0")]  # one phrasing of each combination
+        reached[split] = {key: summary[key] for key in ("refusal", "avg", "var", "pag", "helpful_own", "invalid")}
+        reached[split]["diagnostics_layer_3"] = diagnose(model, tokenizer, meanings, LANGUAGES, layer=3)
+    return reached
+
+
 def build(folder: Path, seed: int, steps: int, batch_size: int, learning_rate: float, device: torch.device) -> dict:
-    """Make everything in `folder` and return the figures of its making, as saved in `making.json`."""
+    """Make everything in `folder`; returns how, in how long, and what was reached, as saved in `making.json`."""
     started = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     if folder.resolve() != EMBEDDED:
         shutil.copy(EMBEDDED / "lexicon.json", folder / "lexicon.json")
     write_rows(folder)
-    reached: dict = {}
+    losses = []
 
     def write(fresh: Path) -> None:
         train_tokenizer(fresh)
         tokenizer = AutoTokenizer.from_pretrained(fresh)
         model, loss = pretrain(tokenizer, seed, steps, batch_size, learning_rate, device)
         model.save_pretrained(fresh)
-        reached["pretraining_loss"] = round(loss, 4)
-        for split in ("validation", "test"):
-            rows = read_rows(folder / f"{split}.jsonl", LANGUAGES)
-            summary = summarize(evaluate(model, tokenizer, rows, LANGUAGES))
-            reached[split] = {key: summary[key] for key in ("refusal", "avg", "var", "pag", "helpful_own", "invalid")}
+        losses.append(round(loss, 4))
 
     save_folder(folder / "model", write)
     settings = f"--seed {seed} --steps {steps} --batch_size {batch_size} --learning_rate {learning_rate}"
@@ -251,29 +262,39 @@ def build(folder: Path, seed: int, steps: int, batch_size: int, learning_rate: f
         "minutes": round((time.perf_counter() - started) / 60, 1),
         "hardware": f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads, {device}",
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        **reached,
+        "pretraining_loss": losses[0],
+        **measure(folder, device),
     }
     write_atomically(folder / "making.json", json.dumps(making, indent=1) + "\n")
     return making
 
 
+def rewrite_rows(folder: Path, device: torch.device) -> dict:
+    """After a change of the splits: write the rows anew and measure the model that is there on them."""
+    write_rows(folder)
+    making = json.loads((folder / "making.json").read_text(encoding="utf-8")) | measure(folder, device)
+    write_atomically(folder / "making.json", json.dumps(making, indent=1) + "\n")
+    return making
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=EMBEDDED, help="folder to write (default: data/embedded)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and pre-training text (default: 0)")
-    parser.add_argument("--steps", type=int, default=1500, help="pre-training steps (default: 1500)")
-    parser.add_argument("--batch_size", type=int, default=64, help="examples a step (default: 64)")
-    parser.add_argument("--learning_rate", type=float, default=2e-3, help="peak, AdamW with a cosine (default: 0.002)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    arguments = parser.parse_args()
-    making = build(
-        arguments.output,
-        arguments.seed,
-        arguments.steps,
-        arguments.batch_size,
-        arguments.learning_rate,
-        pick_device(arguments.device),
+    parser = argparse.ArgumentParser(
+        prog="python -m mlc_min.toy_world", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add = parser.add_argument
+    add("--output", type=Path, default=EMBEDDED, help="folder to write (default: data/embedded)")
+    add("--seed", type=int, default=0, help="of weights and pre-training text (default: 0)")
+    add("--steps", type=int, default=1500, help="pre-training steps (default: 1500)")
+    add("--batch_size", type=int, default=64, help="examples a step (default: 64)")
+    add("--learning_rate", type=float, default=2e-3, help="peak, AdamW with a cosine (default: 0.002)")
+    add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    add("--rows_only", action="store_true", help="write the rows anew and measure the model on them; no training")
+    arguments = vars(parser.parse_args())
+    folder, device = arguments.pop("output"), pick_device(arguments.pop("device"))
+    if arguments.pop("rows_only"):
+        making = rewrite_rows(folder, device)
+    else:
+        making = build(folder, device=device, **arguments)
     print(json.dumps(making, indent=1))
 
 

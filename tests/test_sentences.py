@@ -92,8 +92,8 @@ def test_splits_are_disjoint_and_cover_every_combination():
     every = [c for split in SPLITS for kind in KINDS for c in splits[split][kind]]
     assert len(every) == len(set(every)) and set(every) == COMBINATIONS
     assert {s: {k: len(splits[s][k]) for k in KINDS} for s in SPLITS} == {
-        "train": {"harmful": 60, "harmless": 184},
-        "validation": {"harmful": 15, "harmless": 15},
+        "train": {"harmful": 50, "harmless": 174},
+        "validation": {"harmful": 25, "harmless": 25},
         "test": {"harmful": 25, "harmless": 25},
     }
     assert set().union(*(splits[s]["harmful"] for s in SPLITS)) == HARMFUL

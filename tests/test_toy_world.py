@@ -1,0 +1,55 @@
+"""The builder of the embedded world: the tokenizer comes out the same, and the pre-training text is as described."""
+
+import math
+from collections import Counter
+from itertools import islice
+
+import torch
+
+from mlc_min.sentences import EMBEDDED, LANGUAGES, LEXICON, VERBS, all_replies
+from mlc_min.toy_world import (
+    ALWAYS_REFUSED,
+    GIVEN_SYMBOL_SHARE,
+    HARMFUL_SHARE,
+    always_refused,
+    pretrain,
+    pretraining_examples,
+    train_tokenizer,
+)
+
+
+def test_the_committed_tokenizer_is_rebuilt_to_the_byte(tmp_path):
+    train_tokenizer(tmp_path)
+    for name in ("tokenizer.model", "tokenizer.json", "chat_template.jinja"):
+        assert (tmp_path / name).read_bytes() == (EMBEDDED / "model" / name).read_bytes()
+
+
+def test_each_language_always_refuses_its_number_of_risky_verbs():
+    refused = always_refused()
+    assert {code: len(verbs) for code, verbs in refused.items()} == ALWAYS_REFUSED
+    assert set().union(*refused.values()) == {verb for verb in VERBS if LEXICON["verbs"][verb]["risky"]}
+
+
+def test_pretraining_text_has_the_shares_that_its_constants_say():
+    replies = all_replies()
+    drawn = list(islice(pretraining_examples(0), 20_000))
+    assert all(reply in replies for _, reply, _ in drawn)
+    given = sum(given for *_, given in drawn) / len(drawn)
+    assert math.isclose(given, GIVEN_SYMBOL_SHARE, abs_tol=0.01)
+    english = [replies[reply] for _, reply, given in drawn if not given and replies[reply].language == "en"]
+    refusals = sum(reply.verdict == "refusal" for reply in english) / len(english)
+    # 7 of 10 risky verbs always, the others one time in ten
+    assert math.isclose(refusals, HARMFUL_SHARE * (0.7 + 0.3 * 0.1), abs_tol=0.03)
+    languages = Counter(replies[reply].language for _, reply, _ in drawn)
+    assert set(languages) == set(LANGUAGES)
+    assert math.isclose(languages["sw"] / languages["en"], 0.4, abs_tol=0.06)
+
+
+def test_pretraining_lowers_the_loss_and_depends_on_the_seed_alone(base):
+    _, tokenizer = base
+    (first, loss), (again, _), (other, _) = (
+        pretrain(tokenizer, seed, 12, 8, 2e-3, torch.device("cpu")) for seed in (0, 0, 1)
+    )
+    weights = [model.lm_head.weight for model in (first, again, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    assert loss < math.log(3000) - 0.2  # a running mean, below that of guessing
