@@ -51,13 +51,14 @@ def demo(
     """Run the main job; returns and saves what `table.json` holds. settings: other values for TrainConfig.
 
     output gets table.json, table.txt, generations.jsonl (every reply with its verdict), train_log.jsonl and
-    refusals.png. split: "test", or "validation" to choose settings by. test_rows: use this many rows of each
+    refusals.png. split: "test"; "validation" to choose settings by; or "train". test_rows: use this many rows of each
     kind only, for a quick look. paper: one row more, MLC with the paper's λ, τ, layer and rhythm.
     """
     started = time.perf_counter()
     output.mkdir(parents=True, exist_ok=True)
     torch_device = pick_device(device)
-    rows = read_rows(EMBEDDED / f"{split}.jsonl", LANGUAGES, ("chosen", "rejected"))
+    languages = ALIGNED if split == "train" else LANGUAGES  # training rows do not have the unseen ones
+    rows = read_rows(EMBEDDED / f"{split}.jsonl", languages)
     if test_rows:
         kinds = ([r for r in rows if r.extra["harmful"] == kind] for kind in (True, False))
         rows = [r for kind in kinds for r in kind[:test_rows]]
@@ -79,7 +80,7 @@ def demo(
                     log.write(json.dumps({"model": name, **metrics}) + "\n")
                 # The latest value of each figure: with mlc_every > 1 the last step need not have them all.
                 last = {name: value for metrics in history for name, value in metrics.items()}
-            records = evaluate(model, tokenizer, rows, LANGUAGES)
+            records = evaluate(model, tokenizer, rows, languages)
             for record in records:
                 generations.write(json.dumps({"model": name, **record}, ensure_ascii=False) + "\n")
             summaries[name] = summarize(records)
@@ -131,7 +132,7 @@ def main() -> None:
     add("--seed", type=int, default=0, help="of the row order, the extractor and the shuffling (default: 0)")
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     add("--steps", type=int, default=TrainConfig.steps, help=f"of each training (default: {TrainConfig.steps})")
-    add("--split", choices=("test", "validation"), default="test", help="(default: test)")
+    add("--split", choices=("test", "validation", "train"), default="test", help="rows to evaluate on (default: test)")
     add("--test_rows", type=int, help="harmful and harmless prompts per language, for a quick look (default: all)")
     add("--paper", action="store_true", help="one row more: MLC with the paper's λ, τ, layer and rhythm")
     arguments = parser.parse_args()
