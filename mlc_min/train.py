@@ -118,6 +118,10 @@ class TrainConfig:
         for name in ("sft_weight", "mlc_weight", "weight_decay", "warmup", "save_every"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"--{name} {getattr(self, name)}: must not be negative")
+        if len(set(self.language_list)) != len(self.language_list) or not self.language_list:
+            raise InputError(f"--languages {self.languages!r}: give different codes, such as en,zh,sw")
+        if self.mlc_weight and len(self.language_list) < 2:
+            raise InputError(f"--languages {self.languages}: MLC compares at least two")
 
     @property
     def language_list(self) -> tuple[str, ...]:
@@ -225,9 +229,11 @@ def train(
     model.eval()
     freeze(model, config.freeze)
     head = vocabulary_head(model)
+    autocast = torch.autocast(model.device.type, torch.bfloat16) if config.dtype == "bfloat16" else nullcontext()
     reference = None
     if config.method == "dpo":
-        reference = reference_logps(model, head, examples, pad_id, 4 * config.batch_size)
+        with autocast:  # the policy's arithmetic, or step 0 would not be at log 2
+            reference = reference_logps(model, head, examples, pad_id, 4 * config.batch_size)
     mlc_examples = shuffle_translations(examples, config.seed) if config.shuffle_translations else examples
 
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -239,8 +245,6 @@ def train(
         "mlc_floor": mlc_floor(len(languages), dim, config.mlc_tau, config.mlc_form),
         "mlc_ceiling": mlc_ceiling(len(languages), dim),
     }
-    autocast = torch.autocast(model.device.type, torch.bfloat16) if config.dtype == "bfloat16" else nullcontext()
-
     stateful = {"model": model, "extractor": extractor, "optimizer": optimizer, "scheduler": scheduler}
     start = 0
     if output is not None:
@@ -253,24 +257,21 @@ def train(
     for step in tqdm(range(start, config.steps), desc=name, leave=False, disable=quiet):
         metrics: dict[str, float] = {}
         for _ in range(config.accumulation):
-            chosen_rows = [next(rows) for _ in range(config.batch_size)]
+            drawn = [next(rows) for _ in range(config.batch_size)]
+            batch, mlc_batch = [examples[i] for i in drawn], [mlc_examples[i] for i in drawn]
+            batch_reference = None if reference is None else reference[drawn]
             with autocast:
-                loss, figures = alignment_loss(
-                    model, head, [examples[i] for i in chosen_rows],
-                    None if reference is None else reference[chosen_rows], pad_id, config,
-                )  # fmt: skip
-                if config.mlc_weight and step % config.mlc_every == 0:
-                    auxiliary, more = consistency_loss(
-                        model, extractor, [mlc_examples[i] for i in chosen_rows], pad_id, config
+                loss, figures = alignment_loss(model, head, batch, batch_reference, pad_id, config)
+                if not torch.isfinite(loss):
+                    where = ", ".join(example.where for example in batch)
+                    raise InputError(
+                        f"step {step}: the loss is {loss.item()}; lower --learning_rate, or look at the rows {where}"
                     )
+                if config.mlc_weight and step % config.mlc_every == 0:
+                    auxiliary, more = consistency_loss(model, extractor, mlc_batch, pad_id, config)
                     loss = loss + config.mlc_weight * auxiliary
                     figures |= more | bounds
             figures["loss"] = loss.item()
-            if not torch.isfinite(loss):
-                where = ", ".join(examples[i].where for i in chosen_rows)
-                raise InputError(
-                    f"step {step}: the loss is {loss.item()}; lower --learning_rate, or look at the rows {where}"
-                )
             # The mean over the micro-batches: the gradient is that of one batch of all their rows.
             (loss / config.accumulation).backward()
             for name, value in figures.items():

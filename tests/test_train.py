@@ -79,6 +79,13 @@ def test_dpo_starts_at_log_2_with_margin_0(model, examples):
     assert history[0]["margin"] == pytest.approx(0, abs=1e-5)
 
 
+def test_dpo_starts_at_log_2_in_bfloat16_arithmetic_too(model, examples):
+    config = settings(steps=1, dtype="bfloat16", batch_size=8, mlc_weight=0.8)
+    _, history = train(config, model, Tokenizer, examples, quiet=True)
+    assert history[0]["align_loss"] == pytest.approx(math.log(2), abs=5e-3)
+    assert next(model.parameters()).dtype == torch.float32
+
+
 def test_dropout_is_off_so_policy_and_reference_agree(tiny_model, examples):
     model = copy.deepcopy(tiny_model).train()
     for layer in model.model.layers:
