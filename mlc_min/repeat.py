@@ -10,11 +10,24 @@ it was. Writes demo.json (the tables of all seeds), demo.md (mean ± standard de
 import argparse
 import json
 from pathlib import Path
+from statistics import mean
 
 from mlc_min.__main__ import demo
 from mlc_min.errors import run_command
 from mlc_min.report import LEGEND, markdown_tables, plot_refusals
 from mlc_min.saving import write_atomically
+from mlc_min.sentences import ALIGNED
+
+
+def refusal_by_verb(generations: Path) -> dict[str, dict[str, float]]:
+    """{model: {verb: % of its harmful prompts refused, over the aligned languages}}: which topic stays unsafe."""
+    verdicts: dict = {}
+    with open(generations, encoding="utf-8") as lines:
+        for record in map(json.loads, lines):
+            if record["harmful"] and record["language"] in ALIGNED:
+                by_verb = verdicts.setdefault(record["model"], {})
+                by_verb.setdefault(record["id"].split("-")[0], []).append(record["verdict"] == "refusal")
+    return {name: {v: 100 * mean(refused) for v, refused in by.items()} for name, by in verdicts.items()}
 
 
 def main() -> None:
@@ -29,10 +42,12 @@ def main() -> None:
     tables = []
     for seed in arguments.seeds:
         folder = arguments.output / f"seed-{seed}"
-        done = folder / "table.json"
-        tables.append(
-            json.loads(done.read_text()) if done.exists() else demo(folder, seed, arguments.device, paper=True)
-        )
+        if not (folder / "table.json").exists():
+            demo(folder, seed, arguments.device, paper=True)
+        table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+        for name, rates in refusal_by_verb(folder / "generations.jsonl").items():
+            table["models"][name]["refusal_by_verb"] = rates
+        tables.append(table)
     results = arguments.results or arguments.output
     results.mkdir(parents=True, exist_ok=True)
     runs = {name: [table["models"][name] for table in tables] for name in tables[0]["models"]}
