@@ -136,7 +136,7 @@ def main() -> None:
     add("--test_rows", type=int, help="harmful and harmless prompts per language, for a quick look (default: all)")
     add("--paper", action="store_true", help="one row more: MLC with the paper's λ, τ, layer and rhythm")
     arguments = parser.parse_args()
-    print("expected time: about 4 minutes on 2 CPU cores", flush=True)
+    print("expected time: about 3 minutes on 2 CPU cores", flush=True)
     demo(**vars(arguments))
 
 

@@ -1,6 +1,6 @@
 """The single training script: an English-only SFT, DPO, SimPO or ORPO loss, plus λ times the MLC loss.
 
-    python -m mlc_min.train --method dpo --mlc_weight 0.8          # the embedded model, about 2 minutes
+    python -m mlc_min.train --method dpo --mlc_weight 0.8          # the embedded model, about 1 minute
     python -m mlc_min.train --model <folder or Hub id> --train rows.jsonl --method dpo --mlc_weight 0.8
 
 The loop is written out so that it can be read: one function gives the alignment loss of a batch, one the
