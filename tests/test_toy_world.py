@@ -1,5 +1,6 @@
 """The builder of the embedded world: the tokenizer comes out the same, and the pre-training text is as described."""
 
+import json
 import math
 from collections import Counter
 from itertools import islice
@@ -18,10 +19,13 @@ from mlc_min.toy_world import (
 )
 
 
-def test_the_committed_tokenizer_is_rebuilt_to_the_byte(tmp_path):
+def test_the_committed_tokenizer_is_rebuilt_the_same(tmp_path):
     train_tokenizer(tmp_path)
-    for name in ("tokenizer.model", "tokenizer.json", "chat_template.jinja"):
+    for name in ("tokenizer.model", "chat_template.jinja"):
         assert (tmp_path / name).read_bytes() == (EMBEDDED / "model" / name).read_bytes()
+    # vocabulary and merges; the rest of the file is transformers' own and may change with its version
+    made, committed = (json.loads((p / "tokenizer.json").read_text("utf-8")) for p in (tmp_path, EMBEDDED / "model"))
+    assert made["model"] == committed["model"]
 
 
 def test_each_language_always_refuses_its_number_of_risky_verbs():
