@@ -198,14 +198,12 @@ def consistency_loss(model, extractor: nn.Module, examples: list[Example], pad_i
         loss = cosine_loss(representations)
     else:
         loss = mlc_loss(representations, config.mlc_tau, config.mlc_form)
-    with torch.no_grad():
-        shuffled = mlc_loss(shuffle_groups(representations), config.mlc_tau, config.mlc_form)
-    metrics = {
-        "mlc_loss": loss.item(),
-        "mlc_shuffled": shuffled.item(),
-        "collinearity": collinearity(states).mean().item(),
-        "collinearity_shuffled": collinearity(shuffle_groups(states)).mean().item(),
-    }
+    metrics = {"mlc_loss": loss.item(), "collinearity": collinearity(states).mean().item()}
+    if len(examples) > 1:  # one group alone cannot be shuffled
+        with torch.no_grad():
+            shuffled = mlc_loss(shuffle_groups(representations), config.mlc_tau, config.mlc_form)
+        metrics["mlc_shuffled"] = shuffled.item()
+        metrics["collinearity_shuffled"] = collinearity(shuffle_groups(states)).mean().item()
     return loss, metrics
 
 
@@ -326,7 +324,8 @@ def log_line(metrics: dict[str, float]) -> str:
         line += f"  acc {metrics['accuracy']:4.2f}  margin {metrics['margin']:6.2f}"
     if "mlc_loss" in metrics:
         line += f"  mlc {metrics['mlc_floor']:.3f} < {metrics['mlc_loss']:.3f} < {metrics['mlc_ceiling']:.3f}"
-        line += f"  (shuffled {metrics['mlc_shuffled']:.3f})"
+        if "mlc_shuffled" in metrics:
+            line += f"  (shuffled {metrics['mlc_shuffled']:.3f})"
     return line + f"  lr {metrics['learning_rate']:.1e}  grad {metrics['grad_norm']:6.2f}  {metrics['seconds']:6.1f} s"
 
 
