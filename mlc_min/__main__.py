@@ -8,6 +8,7 @@ one table on test requests none of them was trained on, in any language or phras
 """
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -23,7 +24,7 @@ from mlc_min.errors import run_command
 from mlc_min.models import load_model, pick_device
 from mlc_min.report import LEGEND, plot_refusals, text_table
 from mlc_min.safety import evaluate, summarize
-from mlc_min.saving import write_atomically
+from mlc_min.saving import replacing, write_atomically
 from mlc_min.sentences import ALIGNED, EMBEDDED, LANGUAGES
 from mlc_min.train import TrainConfig, train
 
@@ -63,17 +64,21 @@ def demo(
         kinds = ([r for r in rows if r.extra["harmful"] == kind] for kind in (True, False))
         rows = [r for kind in kinds for r in kind[:test_rows]]
     meanings = list({tuple(r.extra["combination"]): r for r in rows}.values())  # one row per combination
+    base, tokenizer = load_model(EMBEDDED / "model", torch_device)
+    train_rows = read_rows(EMBEDDED / "train.jsonl", ALIGNED, ("chosen", "rejected"))
+    examples, _ = encode_rows(train_rows, tokenizer, ALIGNED, TrainConfig.max_length)
     results, summaries = {}, {}
-    with open(output / "generations.jsonl.new", "w", encoding="utf-8") as generations, \
-            open(output / "train_log.jsonl.new", "w", encoding="utf-8") as log:  # fmt: skip
+    with (
+        replacing(output / "generations.jsonl") as generations_path,
+        replacing(output / "train_log.jsonl") as log_path,
+        open(generations_path, "w", encoding="utf-8") as generations,
+        open(log_path, "w", encoding="utf-8") as log,
+    ):
         for name, choices in (MODELS | PAPER if paper else MODELS).items():
-            model, tokenizer = load_model(EMBEDDED / "model", torch_device)
+            model = copy.deepcopy(base)
             config, last = None, None
             if choices is not None:
                 config = TrainConfig(seed=seed, device=device, **(choices | settings))
-                examples, _ = encode_rows(
-                    read_rows(config.train, ALIGNED, ("chosen", "rejected")), tokenizer, ALIGNED, config.max_length
-                )
                 print(f"\n{name}: {config.steps} steps on {len(examples)} rows", flush=True)
                 _, history = train(config, model, tokenizer, examples)
                 for metrics in history:
@@ -102,8 +107,6 @@ def demo(
     text = text_table(summaries)
     plot_refusals({name: [summary] for name, summary in summaries.items()}, output / "refusals.png")
     write_atomically(output / "table.txt", f"{text}\n\n{LEGEND}\n")
-    for name in ("generations.jsonl", "train_log.jsonl"):
-        os.replace(output / f"{name}.new", output / name)
     write_atomically(output / "table.json", json.dumps(table, indent=1) + "\n")  # last: it says that all is done
     print(f"\n{text}\n\n{LEGEND}\n\n{table['minutes']} minutes on {table['hardware']}; saved in {output}/")
     return table

@@ -1,6 +1,5 @@
 """A training run's whole state in one file, so that a stopped run continues to bit-identical weights (on CPU)."""
 
-import os
 import pickle
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 
 from mlc_min.errors import InputError
+from mlc_min.saving import replacing
 
 # What a resumed run may change: none of these touches the arithmetic.
 FREE_SETTINGS = ("output", "device", "log_every", "save_every", "resume")
@@ -17,9 +17,8 @@ def save_checkpoint(path: Path, step: int, config, **stateful) -> None:
     """Write step, settings and the state_dict of each of `stateful`, whole or not at all."""
     settings = {k: v for k, v in asdict(config).items() if k not in FREE_SETTINGS}
     state = {"step": step, "settings": settings} | {name: part.state_dict() for name, part in stateful.items()}
-    fresh = path.with_name(f".{path.name}.new")
-    torch.save(state, fresh)
-    os.replace(fresh, path)
+    with replacing(path) as fresh:
+        torch.save(state, fresh)
 
 
 def load_checkpoint(path: Path, config, **stateful) -> int:

@@ -2,16 +2,24 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give the path of a file beside the target to write; it takes the target's place when the block ends well."""
+    path = Path(path)
+    fresh = path.with_name(f".{path.name}.new")
+    yield fresh
+    os.replace(fresh, path)
 
 
 def write_atomically(path: str | Path, text: str) -> None:
     """Replace the file's content by `text` (UTF-8); a crash in between leaves the old file as it was."""
-    path = Path(path)
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)
+    with replacing(path) as fresh:
+        fresh.write_text(text, encoding="utf-8")
 
 
 def save_folder(folder: str | Path, write: Callable[[Path], None]) -> None:

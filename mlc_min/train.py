@@ -36,6 +36,7 @@ from mlc_min.data import (
     chosen_batch,
     consistency_batch,
     encode_rows,
+    parse_languages,
     preference_batch,
     read_rows,
     shuffle_translations,
@@ -118,14 +119,12 @@ class TrainConfig:
         for name in ("sft_weight", "mlc_weight", "weight_decay", "warmup", "save_every"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"--{name} {getattr(self, name)}: must not be negative")
-        if len(set(self.language_list)) != len(self.language_list) or not self.language_list:
-            raise InputError(f"--languages {self.languages!r}: give different codes, such as en,zh,sw")
-        if self.mlc_weight and len(self.language_list) < 2:
+        if len(self.language_list) < 2 and self.mlc_weight:  # reading the list checks it, whatever the weight
             raise InputError(f"--languages {self.languages}: MLC compares at least two")
 
     @property
     def language_list(self) -> tuple[str, ...]:
-        return tuple(filter(None, (code.strip() for code in self.languages.split(","))))
+        return parse_languages(self.languages)
 
 
 def response_logps(model, head, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -186,8 +185,11 @@ def alignment_loss(
     return loss, metrics
 
 
-def consistency_loss(model, extractor: nn.Module, examples: list[Example], pad_id: int, config: TrainConfig):
-    """The auxiliary loss of a batch of translated prompts: (scalar, metrics with method.md's diagnostics)."""
+def consistency_loss(
+    model, extractor: nn.Module, examples: list[Example], pad_id: int, config: TrainConfig, diagnostics: bool = True
+):
+    """The auxiliary loss of a batch of translated prompts: (scalar, metrics). `diagnostics`: also the figures that
+    say what a low loss means, at three more singular value decompositions."""
     batch = consistency_batch(examples, config.language_list, pad_id)
     states = last_token_states(
         model, batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device), config.mlc_layer
@@ -198,6 +200,8 @@ def consistency_loss(model, extractor: nn.Module, examples: list[Example], pad_i
         loss = cosine_loss(representations)
     else:
         loss = mlc_loss(representations, config.mlc_tau, config.mlc_form)
+    if not diagnostics:
+        return loss, {}
     metrics = {"mlc_loss": loss.item(), "collinearity": collinearity(states).mean().item()}
     if len(examples) > 1:  # one group alone cannot be shuffled
         with torch.no_grad():
@@ -253,6 +257,7 @@ def train(
     rows = row_order(len(examples), config.seed, skip=start * config.accumulation * config.batch_size)
     name = config.method + ("+mlc" if config.mlc_weight else "")
     for step in tqdm(range(start, config.steps), desc=name, leave=False, disable=quiet):
+        is_logged = step % config.log_every == 0 or step == config.steps - 1
         metrics: dict[str, float] = {}
         for _ in range(config.accumulation):
             drawn = [next(rows) for _ in range(config.batch_size)]
@@ -266,20 +271,20 @@ def train(
                         f"step {step}: the loss is {loss.item()}; lower --learning_rate, or look at the rows {where}"
                     )
                 if config.mlc_weight and step % config.mlc_every == 0:
-                    auxiliary, more = consistency_loss(model, extractor, mlc_batch, pad_id, config)
+                    auxiliary, more = consistency_loss(model, extractor, mlc_batch, pad_id, config, is_logged)
                     loss = loss + config.mlc_weight * auxiliary
                     figures |= more | bounds
             figures["loss"] = loss.item()
             # The mean over the micro-batches: the gradient is that of one batch of all their rows.
             (loss / config.accumulation).backward()
-            for name, value in figures.items():
-                metrics[name] = metrics.get(name, 0.0) + value / config.accumulation
+            for figure, value in figures.items():
+                metrics[figure] = metrics.get(figure, 0.0) + value / config.accumulation
         norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
         metrics |= {"step": step, "learning_rate": scheduler.get_last_lr()[0], "grad_norm": norm.item()}
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad(set_to_none=True)
-        if step % config.log_every == 0 or step == config.steps - 1:
+        if is_logged:
             log.write(metrics)
         if output is not None and config.save_every and (step + 1) % config.save_every == 0:
             save_checkpoint(output / "checkpoint.pt", step + 1, config, **stateful)
