@@ -3,10 +3,15 @@
 The native format is that of the official code: JSONL or one JSON list of rows with `prompt` (English),
 `prompt_zh`, `prompt_ar`, … and `chosen`, `rejected`; each a bare string, `{"from": …, "value": …}`,
 `{"role": …, "content": …}`, or a list of one of these. SFT rows have `instruction`, `input`, `output` in
-place of `prompt` and `chosen`. Only prompts are translated; responses are in the first language.
+place of `prompt` and `chosen`. Only prompts are translated; responses are in the first language. A file that
+ends in .csv has these fields as columns. A prompt's field may also be its bare language code (`en`, `zh`, …, as in
+MultiJail), but for `id`, which is a row's name there and not Indonesian (`prompt_id`).
 """
 
+import csv
+import io
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,12 +56,14 @@ def parse_languages(codes: str) -> tuple[str, ...]:
 # --- rows ---
 
 
-def read_rows(path: str | Path, languages: tuple[str, ...] = ("en",), responses: tuple[str, ...] = ()) -> list[Row]:
-    """Read a JSONL file or a JSON list; check that each row has `languages` and `responses`.
+def read_rows(
+    path: str | Path, languages: tuple[str, ...] | None = ("en",), responses: tuple[str, ...] = ()
+) -> list[Row]:
+    """Read a JSONL file, a JSON list or a CSV file; check that each row has `languages` and `responses`.
 
     languages: codes; "en" is the field `prompt`, any other `prompt_<code>`; prompts in other languages are
-    left alone. responses: of "chosen", "rejected". Raises InputError for anything that is not as the
-    module's first lines say.
+    left alone. None: those that the first row has. responses: of "chosen", "rejected". Raises InputError for
+    anything that is not as the module's first lines say.
     """
     path = Path(path)
     try:
@@ -66,10 +73,50 @@ def read_rows(path: str | Path, languages: tuple[str, ...] = ("en",), responses:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise InputError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
-    rows = [_make_row(value, f"{path}:{line}", languages, responses) for value, line in _json_values(text, path)]
+    rows = []
+    for value, line in _csv_values(text, path) if path.suffix.lower() == ".csv" else _json_values(text, path):
+        if languages is None and isinstance(value, dict):
+            languages = _languages_in(value, f"{path}:{line}")
+        rows.append(_make_row(value, f"{path}:{line}", languages or (), responses))
     if not rows:
-        raise InputError(f"{path}: holds no rows; expected one JSON object a line, or a JSON list of objects")
+        raise InputError(f"{path}: holds no rows; expected one JSON object a line, a JSON list of objects, or CSV")
     return rows
+
+
+def _languages_in(fields: dict, where: str) -> tuple[str, ...]:
+    """The languages that a row has prompts in, in the order of its fields."""
+    languages = []
+    for name in fields:
+        code = name.removeprefix("prompt_") if isinstance(name, str) else ""
+        if name in ("prompt", "instruction"):
+            languages.append("en")
+        elif code != name or (re.fullmatch("[a-z]{2}", code) and code != "id"):
+            languages.append(code)
+    if not languages:
+        raise InputError(f"{where}: no prompt found; name the fields `prompt`, `prompt_zh`, … or `en`, `zh`, …")
+    return tuple(dict.fromkeys(languages))
+
+
+def _csv_values(text: str, path: Path):
+    """Yield (dict, line number) of each row; a quoted field may hold newlines."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header, line = None, 1
+    try:
+        for fields in reader:
+            if fields and header is None:
+                header = [name.strip() for name in fields]
+                if len(set(header)) != len(header):
+                    raise InputError(f"{path}:{line}: two columns have the same name; give each its own")
+            elif fields:
+                if len(fields) != len(header):
+                    raise InputError(
+                        f"{path}:{line}: {len(fields)} fields where the header has {len(header)}; "
+                        "put a field that holds a comma or a newline in double quotes"
+                    )
+                yield dict(zip(header, fields, strict=True)), line
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"{path}:{line}: not CSV ({error}); quote fields with double quotes, doubled inside") from None
 
 
 def _json_values(text: str, path: Path):
@@ -117,9 +164,16 @@ def _make_row(value, where: str, languages: tuple[str, ...], responses: tuple[st
         fields["prompt"] = f"{instruction}\n{context}" if context else instruction
         if "output" in fields:
             fields["chosen"] = fields.pop("output")
+    if "harmful" in fields:
+        harmful = _TRUTH.get(str(fields["harmful"]).strip().lower())  # a CSV field is a string
+        if harmful is None:
+            raise InputError(f"{where}: field 'harmful' must be true or false")
+        fields["harmful"] = harmful
     prompts = {}
     for language in languages:
         name = "prompt" if language == "en" else f"prompt_{language}"
+        if name not in fields and language in fields and language != "id":
+            name = language
         if name not in fields:
             raise InputError(f"{where}: field '{name}' is missing; add it, or leave '{language}' out of --languages")
         prompts[language] = _text(fields.pop(name), name, where)
@@ -130,6 +184,17 @@ def _make_row(value, where: str, languages: tuple[str, ...], responses: tuple[st
         elif name in responses:
             raise InputError(f"{where}: field '{name}' is missing; each training row needs it")
     return Row(where, prompts, texts.get("chosen"), texts.get("rejected"), fields)
+
+
+_TRUTH = {"true": True, "1": True, "false": False, "0": False}
+
+
+def only_harmful(rows: list[Row], path: str | Path) -> list[Row]:
+    """The rows with `"harmful": true`; raises InputError if no row has the field set so."""
+    harmful = [row for row in rows if row.extra.get("harmful") is True]
+    if not harmful:
+        raise InputError(f"{path}: no row has 'harmful': true, so none is left for --harmful_only")
+    return harmful
 
 
 def _text(value, name: str, where: str) -> str:

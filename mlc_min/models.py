@@ -1,5 +1,6 @@
 """Load a causal language model and its tokenizer from a folder in Hugging Face format."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,3 +68,14 @@ def freeze(model, names: str) -> list[str]:
             parameter.requires_grad_(False)
             frozen.append(name)
     return frozen
+
+
+@torch.no_grad()
+def fingerprint(model) -> str:
+    """Sixteen hex digits that change when the weights do: a hash of about 64 values from each parameter."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().flatten()
+        sample = values[:: max(1, values.numel() // 64)].float().cpu()
+        digest.update(f"{name} {tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -29,6 +29,7 @@ from mlc_min.consistency import (
     mlc_ceiling,
     mlc_floor,
     mlc_loss,
+    retrieval_accuracy,
     shuffle_groups,
 )
 from mlc_min.data import (
@@ -36,6 +37,7 @@ from mlc_min.data import (
     chosen_batch,
     consistency_batch,
     encode_rows,
+    only_harmful,
     parse_languages,
     preference_batch,
     read_rows,
@@ -82,6 +84,7 @@ class TrainConfig:
     extractor: str = field(default="learned", metadata={"help": "learned [yes], frozen or identity"})
     extractor_dim: int = field(default=512, metadata={"help": "d [512]"})
     shuffle_translations: bool = field(default=False, metadata={"help": "control: translations of other prompts"})
+    harmful_only: bool = field(default=False, metadata={"help": "control: leave out rows that are not `harmful`"})
     freeze: str = field(
         default="embed_tokens",
         metadata={"help": "comma-separated parts of the names of parameters to keep fixed [none]"},
@@ -189,7 +192,7 @@ def consistency_loss(
     model, extractor: nn.Module, examples: list[Example], pad_id: int, config: TrainConfig, diagnostics: bool = True
 ):
     """The auxiliary loss of a batch of translated prompts: (scalar, metrics). `diagnostics`: also the figures that
-    say what a low loss means, at three more singular value decompositions."""
+    say what a low loss means, at four more singular value decompositions."""
     batch = consistency_batch(examples, config.language_list, pad_id)
     states = last_token_states(
         model, batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device), config.mlc_layer
@@ -200,14 +203,19 @@ def consistency_loss(
         loss = cosine_loss(representations)
     else:
         loss = mlc_loss(representations, config.mlc_tau, config.mlc_form)
-    if not diagnostics:
-        return loss, {}
-    metrics = {"mlc_loss": loss.item(), "collinearity": collinearity(states).mean().item()}
-    if len(examples) > 1:  # one group alone cannot be shuffled
+    metrics: dict[str, float] = {}
+    if diagnostics:
         with torch.no_grad():
-            shuffled = mlc_loss(shuffle_groups(representations), config.mlc_tau, config.mlc_form)
-        metrics["mlc_shuffled"] = shuffled.item()
-        metrics["collinearity_shuffled"] = collinearity(shuffle_groups(states)).mean().item()
+            metrics["mlc_loss"] = mlc_loss(representations, config.mlc_tau, config.mlc_form).item()
+            metrics["collinearity"] = collinearity(states).mean().item()
+            if config.consistency == "cosine":
+                metrics["cosine_loss"] = loss.item()
+            if len(examples) > 1:  # one group alone can be neither shuffled nor searched
+                shuffled = mlc_loss(shuffle_groups(representations), config.mlc_tau, config.mlc_form)
+                metrics["mlc_shuffled"] = shuffled.item()
+                metrics["collinearity_shuffled"] = collinearity(shuffle_groups(states)).mean().item()
+                metrics["retrieval"] = retrieval_accuracy(states)[1:].mean().item()
+                metrics["retrieval_chance"] = 1 / len(examples)
     return loss, metrics
 
 
@@ -236,6 +244,7 @@ def train(
     if config.method == "dpo":
         with autocast:  # the policy's arithmetic, or step 0 would not be at log 2
             reference = reference_logps(model, head, examples, pad_id, 4 * config.batch_size)
+    has_translations = len(languages) > 1 and set(languages) <= set(examples[0].prompts)
     mlc_examples = shuffle_translations(examples, config.seed) if config.shuffle_translations else examples
 
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -273,13 +282,18 @@ def train(
                 if config.mlc_weight and step % config.mlc_every == 0:
                     auxiliary, more = consistency_loss(model, extractor, mlc_batch, pad_id, config, is_logged)
                     loss = loss + config.mlc_weight * auxiliary
-                    figures |= more | bounds
+                    figures |= more
+                elif is_logged and has_translations:  # what the states do without MLC: measured, not trained
+                    with torch.no_grad():
+                        figures |= consistency_loss(model, extractor, mlc_batch, pad_id, config)[1]
             figures["loss"] = loss.item()
             # The mean over the micro-batches: the gradient is that of one batch of all their rows.
             (loss / config.accumulation).backward()
             for figure, value in figures.items():
                 metrics[figure] = metrics.get(figure, 0.0) + value / config.accumulation
         norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        if "mlc_loss" in metrics:
+            metrics |= bounds
         metrics |= {"step": step, "learning_rate": scheduler.get_last_lr()[0], "grad_norm": norm.item()}
         optimizer.step()
         scheduler.step()
@@ -330,7 +344,7 @@ def log_line(metrics: dict[str, float]) -> str:
     if "mlc_loss" in metrics:
         line += f"  mlc {metrics['mlc_floor']:.3f} < {metrics['mlc_loss']:.3f} < {metrics['mlc_ceiling']:.3f}"
         if "mlc_shuffled" in metrics:
-            line += f"  (shuffled {metrics['mlc_shuffled']:.3f})"
+            line += f"  (shuffled {metrics['mlc_shuffled']:.3f})  retrieval {metrics['retrieval']:4.2f}"
     return line + f"  lr {metrics['learning_rate']:.1e}  grad {metrics['grad_norm']:6.2f}  {metrics['seconds']:6.1f} s"
 
 
@@ -354,11 +368,17 @@ def main() -> None:
     device = pick_device(config.device)
     languages = config.language_list
     responses = ("chosen",) if config.method == "sft" else ("chosen", "rejected")
-    rows = read_rows(config.train, languages if config.mlc_weight else languages[:1], responses)
+    try:
+        rows = read_rows(config.train, languages, responses)
+    except InputError:
+        if config.mlc_weight:
+            raise
+        languages = languages[:1]  # without MLC no translation is needed; where all are there, the log uses them
+        rows = read_rows(config.train, languages, responses)
+    if config.harmful_only:
+        rows = only_harmful(rows, config.train)
     model, tokenizer = load_model(config.model, device)
-    examples, left_out = encode_rows(
-        rows, tokenizer, languages if config.mlc_weight else languages[:1], config.max_length
-    )
+    examples, left_out = encode_rows(rows, tokenizer, languages, config.max_length)
     print(f"{len(examples)} rows from {config.train}; {left_out} left out as longer than {config.max_length} tokens")
     if not examples:
         raise InputError(f"--max_length {config.max_length}: no row fits; raise it")
