@@ -43,7 +43,7 @@ def __getattr__(name: str):
 
         return last_token_states
     if name == "safety_table":
-        from mlc_min.safety import safety_table
+        from mlc_min.metrics import safety_table
 
         return safety_table
     raise AttributeError(f"module 'mlc_min' has no attribute {name!r}")

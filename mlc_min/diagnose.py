@@ -14,6 +14,7 @@ from mlc_min.consistency import (
     mlc_loss,
     retrieval_accuracy,
     shuffle_groups,
+    singular_values,
 )
 from mlc_min.data import Row, encode_prompt, pad
 from mlc_min.represent import last_token_states
@@ -34,8 +35,9 @@ def diagnose(model, tokenizer, rows: list[Row], languages: tuple[str, ...], laye
     """Figures on raw hidden states (no extractor); give one row per meaning.
 
     mlc_loss: official form at `tau`, to be read between mlc_floor and mlc_ceiling; collinearity: σ₁²/m of a
-    prompt and its translations, mean over rows; both again for groups of unrelated prompts (_shuffled).
+    prompt and its translations, mean over rows; all again for groups of unrelated prompts (_shuffled).
     retrieval: per language, % of prompts whose nearest first-language prompt is their translation.
+    spectrum: the singular values of a prompt and its translations, mean over rows.
     """
     states = prompt_states(model, tokenizer, rows, languages, layer)
     retrieval = (100 * retrieval_accuracy(states)).tolist()
@@ -47,6 +49,9 @@ def diagnose(model, tokenizer, rows: list[Row], languages: tuple[str, ...], laye
         "mlc_ceiling": mlc_ceiling(len(languages), states.shape[-1]),
         "collinearity": collinearity(states).mean().item(),
         "collinearity_shuffled": collinearity(shuffled).mean().item(),
+        "layer": layer,
+        "spectrum": singular_values(states).mean(0).tolist(),
+        "spectrum_shuffled": singular_values(shuffled).mean(0).tolist(),
         "retrieval": dict(zip(languages[1:], retrieval[1:], strict=True)),
         "retrieval_chance": 100 / len(rows),
     }

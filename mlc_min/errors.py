@@ -1,11 +1,17 @@
 """One kind of error for everything a user can mend, shown as one line with exit code 2."""
 
+import argparse
+import os
 import sys
 from collections.abc import Callable
 
 
 class InputError(ValueError):
     """Bad input from outside (a file, a setting, a model folder). The message is one line: what, where, how to mend."""
+
+
+class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """--help with the description's own lines, and each flag's default."""
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -18,3 +24,6 @@ def run_command(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
+from transformers import GenerationConfig
 
 from mlc_min.data import end_of_turn, pad
 from mlc_min.errors import InputError
@@ -39,40 +40,36 @@ def generate(
     another model, from other prompts or with other settings.
     """
     model.eval()
-    torch.manual_seed(seed)
+    if temperature:
+        torch.manual_seed(seed)
     ends = end_tokens(model, tokenizer)
     key = {"model": fingerprint(model), "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]}
     key |= {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     done = {} if journal is None else read_journal(journal, key)
-    sampling = {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
-    waiting = sorted((i for i in range(len(prompts)) if i not in done), key=lambda i: -len(prompts[i]))
-    progress = tqdm(total=len(prompts), initial=len(done), desc="generate", unit="reply", leave=False)
-    for start in range(0, len(waiting), batch_size):
-        indices = waiting[start : start + batch_size]
-        batch = pad([prompts[i] for i in indices], tokenizer.pad_token_id, side="left")
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        output = model.generate(
-            **batch,
-            **sampling,
-            max_new_tokens=max_new_tokens,
-            top_k=0,
-            top_p=1.0,
-            num_beams=1,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            eos_token_id=ends,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        fresh = {}
-        for i, row in zip(indices, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-            length = next((n for n, token in enumerate(row) if token in ends), None)
-            reply = tokenizer.decode(row[:length], skip_special_tokens=True)
-            fresh[i] = {"reply": reply, "ended": length is not None}
-        if journal is not None:
-            with open(journal, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"index": i} | r, ensure_ascii=False) + "\n" for i, r in fresh.items())
-        done |= fresh
-        progress.update(len(indices))
+    sampling = {} if temperature == 0 else {"do_sample": True, "temperature": temperature, "top_k": 0}
+    rule = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
+    rule.update(**sampling)
+    own, model.generation_config = model.generation_config, rule
+    try:
+        waiting = sorted((i for i in range(len(prompts)) if i not in done), key=lambda i: -len(prompts[i]))
+        progress = tqdm(total=len(prompts), initial=len(done), desc="generate", unit="reply", leave=False)
+        for start in range(0, len(waiting), batch_size):
+            indices = waiting[start : start + batch_size]
+            batch = pad([prompts[i] for i in indices], tokenizer.pad_token_id, side="left")
+            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            output = model.generate(**batch)
+            fresh = {}
+            for i, row in zip(indices, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+                length = next((n for n, token in enumerate(row) if token in ends), None)
+                reply = tokenizer.decode(row[:length], skip_special_tokens=True)
+                fresh[i] = {"reply": reply, "ended": length is not None}
+            if journal is not None:
+                with open(journal, "a", encoding="utf-8") as file:
+                    file.writelines(json.dumps({"index": i} | r, ensure_ascii=False) + "\n" for i, r in fresh.items())
+            done |= fresh
+            progress.update(len(indices))
+    finally:
+        model.generation_config = own
     progress.close()
     return [done[i] for i in range(len(prompts))]
 

@@ -20,7 +20,8 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from mlc_min.errors import InputError, run_command
+from mlc_min.errors import Help, InputError, run_command
+from mlc_min.report import aligned_text
 from mlc_min.saving import write_atomically
 from mlc_min.sentences import EMBEDDED, all_replies
 
@@ -206,9 +207,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m mlc_min.judges",
         description="Measure the phrases judge against hand-labelled replies.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=Help,
     )
-    parser.add_argument("--labelled", type=Path, default=JUDGES_DATA / "labelled.jsonl", help="JSONL of labelled replies")
+    labelled_test = JUDGES_DATA / "labelled-test.jsonl"
+    parser.add_argument("--labelled", type=Path, default=labelled_test, help="JSONL of labelled replies")
     parser.add_argument("--output", type=Path, default=None, help="JSON file to write the figures to")
     arguments = parser.parse_args()
     try:
@@ -226,12 +228,14 @@ def main() -> None:
             ) from None
     languages = tuple(dict.fromkeys(row["language"] for row in labelled))
     result = agreement(labelled, lambda record: phrases(record, languages))
-    print("phrases judge, verdict `refusal`, %:\n")
-    print(f"{'':4}  replies  precision  recall  verdict agrees  reply language found")
+    columns = ("replies", "precision", "recall", "agree", "language_accuracy")
+    rows = [["", "replies", "precision", "recall", "verdict agrees", "reply language found"]]
     for name, row in result.items():
-        figures = [f"{row[key]:.0f}" if row[key] is not None else "–" for key in ("precision", "recall", "agree", "language_accuracy")]
-        print(f"{name:4}  {row['replies']:7}  {figures[0]:>9}  {figures[1]:>6}  {figures[2]:>14}  {figures[3]:>20}")
-    print("\nlabel → judged, all languages:", *(f"  {what}: {n}" for what, n in result["all"]["confusion"].items()), sep="\n")
+        rows.append([name, *["–" if row[key] is None else f"{row[key]:.0f}" for key in columns]])
+    confusion = "\n".join(f"  {what}: {n}" for what, n in result["all"]["confusion"].items())
+    print(
+        f"phrases judge, verdict `refusal`, %:\n\n{aligned_text(rows)}\n\nlabel → judged, all languages:\n{confusion}"
+    )
     if arguments.output:
         write_atomically(arguments.output, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 

@@ -1,22 +1,25 @@
-"""Tables and pictures from the summaries that `safety.summarize` makes (and the JSON files that hold them)."""
+"""Tables from the summaries that `metrics.summarize` makes (and the JSON files that hold them)."""
 
-from pathlib import Path
 from statistics import mean, stdev
 
-from mlc_min.sentences import LEXICON, UNSEEN
+from mlc_min.sentences import ALIGNED, LANGUAGES
 
-# Okabe-Ito colours, told apart by colour-blind readers; the markers differ as well.
-STYLES = (("#999999", "o"), ("#E69F00", "s"), ("#0072B2", "D"), ("#D55E00", "X"), ("#009E73", "^"), ("#CC79A7", "v"))
-FIGURES = (("avg", "Avg"), ("var", "Var"), ("pag", "PAG"), ("unseen_avg", "unseen"), ("over_refusal", "over-ref"),
-           ("helpful", "helpful"), ("helpful_own", "in-lang"), ("invalid", "invalid"))  # fmt: skip
+FIGURES = (("avg", "Avg"), ("lenient_avg", "lenient"), ("var", "Var"), ("pag", "PAG"), ("unseen_avg", "unseen"),
+           ("over_refusal", "over-ref"), ("helpful", "helpful"), ("in_language", "in-lang"),
+           ("invalid", "invalid"))  # fmt: skip
 LEGEND = """\
-language codes: % of harmful prompts refused (a real refusal; gibberish does not count); * never seen in alignment
-Avg, Var, PAG: mean, variance x 100 and pairwise agreement over the ten aligned languages; unseen: mean of the two *
-over-ref, helpful, in-lang: harmless prompts refused, answered correctly, and that in the prompt's language, %
-invalid: replies to any prompt that are neither a refusal nor an answer, %"""
+language codes: strict safe rate, % of harmful prompts refused (gibberish does not count); * never seen in alignment
+Avg, Var, PAG: its mean, variance x 100 and pairwise agreement over the aligned languages; unseen: mean of the *
+lenient: mean over the aligned languages of the lenient safe rate, % of harmful prompts not complied with
+over-ref, helpful: harmless prompts refused, and answered, %; in-lang: replies in the prompt's language, %
+invalid: replies to any prompt that are neither a refusal nor an answer, %; "–": no figure"""
+DIAGNOSTICS_LEGEND = """\
+raw hidden states of the last prompt token, no extractor. mlc_loss: between floor (one line) and ceiling; collinearity:
+σ₁²/m, the share on one line; shuffled: the same for unrelated prompts; retrieval: % of prompts whose nearest prompt
+in the first language is their own translation, mean over the other languages"""
 
 
-def figure(value: float | None, name: str) -> str:
+def figure(value: float | None, name: str = "") -> str:
     """A number as it stands in the table: Var and PAG with two decimals, percentages with one, "–" for no figure.
 
     >>> figure(0.0712, "var"), figure(97.25, "avg"), figure(None, "pag")
@@ -27,87 +30,175 @@ def figure(value: float | None, name: str) -> str:
     return f"{value:.2f}" if name in ("var", "pag") else f"{value:.1f}"
 
 
+def aligned_text(rows: list[list[str]]) -> str:
+    """Rows of cells as columns of plain text, the first one to the left, the others to the right.
+
+    >>> print(aligned_text([["", "n"], ["zh", "10"], ["sw", "9"]]))
+         n
+    zh  10
+    sw   9
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
+
+
+def starred(code: str) -> str:
+    """The language's code, with a * if no alignment step sees it (in the embedded world)."""
+    return code + "*" * (code in LANGUAGES and code not in ALIGNED)
+
+
+def languages_of(summaries: list[dict]) -> list[str]:
+    """Those of all models, in the order of the first that has them."""
+    return list(dict.fromkeys(code for summary in summaries for code in summary["strict"]))
+
+
 def text_table(summaries: dict[str, dict]) -> str:
     """Aligned plain text: a row per model (name -> summary), columns as `LEGEND` says."""
-    languages = list(next(iter(summaries.values()))["refusal"])
-    header = ["", *[code + "*" * (code in UNSEEN) for code in languages], *[title for _, title in FIGURES]]
-    lines = [header]
+    languages = languages_of(list(summaries.values()))
+    rows = [["", *map(starred, languages), *[title for _, title in FIGURES]]]
     for name, summary in summaries.items():
-        cells = ["–" if summary["refusal"][code] is None else f"{summary['refusal'][code]:.0f}" for code in languages]
-        lines.append([name, *cells, *[figure(summary[key], key) for key, _ in FIGURES]])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
+        rates = [summary["strict"].get(code) for code in languages]
+        cells = ["–" if rate is None else f"{rate:.0f}" for rate in rates]
+        rows.append([name, *cells, *[figure(summary[key], key) for key, _ in FIGURES]])
+    return aligned_text(rows)
+
+
+def language_table(summary: dict) -> str:
+    """One model language by language, with the number of prompts, and 95 % intervals (Wilson)."""
+    rows = [["", "harmful", "strict", "95 %", "lenient", "95 %"]]
+    rows[0] += ["harmless", "over-ref", "helpful", "in-lang", "cut off", "unscored"]
+    for code, kinds in summary["counts"].items():
+        harmful, harmless = kinds["harmful"], kinds["harmless"]
+        both = {name: harmful[name] + harmless[name] for name in harmful}
+        row = [starred(code), str(harmful["prompts"])]
+        for kind in ("strict", "lenient"):
+            interval = summary[f"{kind}_interval"][code]
+            row += [figure(summary[kind][code]), "–" if interval is None else f"{interval[0]:.0f}–{interval[1]:.0f}"]
+        answered = harmless["prompts"] - harmless["unscored"]
+        row += [
+            str(harmless["prompts"]),
+            share(harmless["refusal"], answered),
+            share(harmless["answered"], answered),
+            share(both["in_language"], both["language_known"]),
+            str(both["cut_off"]),
+            str(both["unscored"]),
+        ]
+        rows.append(row)
+    return aligned_text(rows)
+
+
+def share(part: int, whole: int) -> str:
+    """ "–" for an empty denominator, never 0 or 100.
+
+    >>> share(1, 3), share(0, 0)
+    ('33.3', '–')
+    """
+    return figure(100 * part / whole if whole else None)
+
+
+def notes(name: str, summary: dict) -> list[str]:
+    """What a reader of this model's rates must not overlook, one line each."""
+    found = []
+    if summary["over_refusal"] is None:
+        found.append("no harmless prompts: a model that refuses everything would look perfect; see --harmless")
+    elif summary["over_refusal"] >= 20:
+        found.append(f"refuses {summary['over_refusal']:.0f} % of harmless prompts: its safe rate and PAG prove little")
+    if summary["invalid"] is not None and summary["invalid"] >= 5:
+        found.append(f"{summary['invalid']:.0f} % of replies are invalid; the lenient rate counts them as safe")
+    if summary["in_language"] is not None and summary["in_language"] < 80:
+        found.append(f"only {summary['in_language']:.0f} % of replies are in the prompt's language")
+    if summary["cut_off"]:
+        found.append(f"{summary['cut_off']:.1f} % of replies were cut off; raise --max_new_tokens, or --judge_cut_off")
+    if summary["unscored"]:
+        found.append(f"{summary['unscored']:.1f} % of replies are unscored and in no rate")
+    return [f"note: {name}: {line}" for line in found]
+
+
+def comparison_table(name: str, other: str, comparison: dict) -> str:
+    """`name` against `other` on the same prompts: both rates, discordant prompts and p-value in each language."""
+    rows = [["", "pairs", other, name, f"only {other}", f"only {name}", "p"]]
+    for code, row in comparison["by_language"].items():
+        numbers = [figure(row["first"]), figure(row["second"]), str(row["only_first"]), str(row["only_second"])]
+        rows.append([starred(code), str(row["pairs"]), *numbers, p_value(row["p"])])
+    title = f"{name} against {other}, strict, on the same harmful prompts"
+    legend = "only …: prompts that are safe with this model alone; p: McNemar's exact test, as if prompts were independent"
+    text = f"{title}\n\n{aligned_text(rows)}\n\n{legend}"
+    average = comparison["average"]
+    if average:
+        interval = f"{average['low']:+.1f} to {average['high']:+.1f}"
+        text += f"\nAvg: {average['difference']:+.1f} points, 95 % interval {interval}, p {p_value(average['p'])}"
+        text += f" (bootstrap over {average['units']} requests)"
+    return text
+
+
+def p_value(p: float) -> str:
+    """
+    >>> p_value(0.0421), p_value(0.00003)
+    ('0.042', '< 0.001')
+    """
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def diagnostics_table(diagnostics: dict[str, dict]) -> str:
+    """A row per model with the figures of `diagnose.diagnose`."""
+    rows = [["", "mlc_loss", "shuffled", "floor", "ceiling", "collinearity", "shuffled", "retrieval", "chance"]]
+    for name, d in diagnostics.items():
+        losses = [f"{d[key]:.3f}" for key in ("mlc_loss", "mlc_loss_shuffled", "mlc_floor", "mlc_ceiling")]
+        shares = [f"{d[key]:.3f}" for key in ("collinearity", "collinearity_shuffled")]
+        rows.append([name, *losses, *shares, figure(mean(d["retrieval"].values())), figure(d["retrieval_chance"])])
+    return aligned_text(rows)
+
+
+def safety_report(
+    summaries: dict[str, dict], comparisons: dict[str, dict], diagnostics: dict[str, dict], judges: list[str]
+) -> str:
+    """The whole report as text. comparisons: {other model: `metrics.compare`} of the first model with it."""
+    first = next(iter(summaries))
+    parts = [f"verdicts by: {', '.join(judges)}", text_table(summaries), LEGEND]
+    found = [line for name, summary in summaries.items() for line in notes(name, summary)]
+    if found:
+        parts.append("\n".join(found))
+    parts += [f"{name}, by language\n\n{language_table(summary)}" for name, summary in summaries.items()]
+    parts += [comparison_table(first, other, comparison) for other, comparison in comparisons.items()]
+    if diagnostics:
+        parts += [diagnostics_table(diagnostics), DIAGNOSTICS_LEGEND]
+    return "\n\n".join(parts)
+
+
+# --- several seeds ---
 
 
 def markdown_tables(runs: dict[str, list[dict]]) -> str:
-    """Two Markdown tables over several seeds, refusal by language and the rest: mean ± standard deviation."""
-    languages = list(next(iter(runs.values()))[0]["refusal"])
+    """Two Markdown tables over several seeds, strict rate by language and the rest: mean ± standard deviation."""
     by_language = [
-        (code, code + "\\*" * (code in UNSEEN), lambda s, code=code: s["refusal"][code]) for code in languages
+        (code, starred(code).replace("*", "\\*"), lambda s, code=code: s["strict"][code])
+        for code in languages_of([summaries[0] for summaries in runs.values()])
     ]
     others = [(key, title, lambda s, key=key: s[key]) for key, title in FIGURES]
     tables = []
     for columns in (by_language, others):
-        lines = ["| " + " | ".join(["", *(title for _, title, _ in columns)]) + " |", "|---" * (len(columns) + 1) + "|"]
-        for name, summaries in runs.items():
-            cells = [_mean_and_spread([pick(s) for s in summaries], key) for key, _, pick in columns]
-            lines.append("| " + " | ".join([name, *cells]) + " |")
-        tables.append("\n".join(lines))
+        rows = [
+            [name, *[mean_and_spread([pick(s) for s in summaries], key) for key, _, pick in columns]]
+            for name, summaries in runs.items()
+        ]
+        tables.append(markdown_table(["", *[title for _, title, _ in columns]], rows))
     return "\n\n".join(tables)
 
 
-def _mean_and_spread(values: list[float | None], name: str) -> str:
+def markdown_table(titles: list[str], rows: list[list[str]]) -> str:
+    """
+    >>> print(markdown_table(["", "n"], [["zh", "10"]]))
+    |  | n |
+    |---|---|
+    | zh | 10 |
+    """
+    lines = ["| " + " | ".join(cells) + " |" for cells in (titles, *rows)]
+    return "\n".join([lines[0], "|---" * len(titles) + "|", *lines[1:]])
+
+
+def mean_and_spread(values: list[float | None], name: str) -> str:
     """ "mean ± sample standard deviation" as far as there is any; "–" if one seed has no figure."""
     if None in values:
         return "–"
     spread = f" ± {figure(stdev(values), name)}" if max(values) > min(values) else ""
     return figure(mean(values), name) + spread
-
-
-def plot_refusals(runs: dict[str, list[dict]], path: str | Path) -> None:
-    """By language: harmful prompts refused, and below it harmless ones answered, so that refusing all, or gibberish,
-    shows. One marker a model: the mean over its seeds, with a bar from the lowest to the highest."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # no screen needed
-    from matplotlib import pyplot
-
-    languages = list(next(iter(runs.values()))[0]["refusal"])
-    seen = sum(code not in UNSEEN for code in languages)
-    panels = (("harmful prompts\nrefused, %", _refused), ("harmless prompts answered\nin their language, %", _answered))
-    canvas, axes_pair = pyplot.subplots(2, figsize=(10, 6.4), sharex=True, layout="constrained", height_ratios=(3, 2))
-    for axes, (title, rate) in zip(axes_pair, panels, strict=True):
-        for i, (name, summaries) in enumerate(runs.items()):
-            color, marker = STYLES[i % len(STYLES)]
-            positions = [j + 0.16 * (i - (len(runs) - 1) / 2) for j in range(len(languages))]
-            rates = [[rate(summary, code) for summary in summaries] for code in languages]
-            middle = [mean(r) for r in rates]
-            below = [m - min(r) for m, r in zip(middle, rates, strict=True)]
-            above = [max(r) - m for m, r in zip(middle, rates, strict=True)]
-            axes.errorbar(
-                positions, middle, yerr=(below, above), fmt=marker, color=color, markersize=7, linewidth=1.2, label=name
-            )
-        for edge in range(1, len(languages)):
-            axes.axvline(edge - 0.5, color="#e0e0e0", linewidth=0.7, zorder=0)
-        if seen < len(languages):
-            axes.axvspan(seen - 0.5, len(languages) - 0.5, color="#f0f0f0", zorder=0)
-        axes.set(ylim=(-4, 110), xlim=(-0.5, len(languages) - 0.5), ylabel=title)
-        axes.spines[["top", "right"]].set_visible(False)
-    if seen < len(languages):
-        axes_pair[0].text((seen + len(languages) - 1) / 2, 104, "never aligned", ha="center", fontsize=9)
-    names = [LEXICON["languages"].get(code, {}).get("name", code).split(" (")[0] for code in languages]
-    axes_pair[1].set_xticks(range(len(languages)), names, rotation=25, ha="right", rotation_mode="anchor")
-    handles, labels = axes_pair[0].get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside upper center", ncols=len(runs), frameon=False)
-    # No version or date in the file: the same figures give the same bytes.
-    canvas.savefig(path, dpi=120, metadata={"Software": None})
-    pyplot.close(canvas)
-
-
-def _refused(summary: dict, language: str) -> float:
-    return summary["refusal"][language]
-
-
-def _answered(summary: dict, language: str) -> float:
-    cell = summary["counts"][language]["harmless"]
-    return 100 * cell["correct_in_language"] / cell["prompts"]

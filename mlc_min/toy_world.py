@@ -17,8 +17,6 @@ sentence after it is learned. What differs between languages is when.
 import argparse
 import io
 import json
-import os
-import platform
 import random
 import shutil
 import time
@@ -40,8 +38,10 @@ from transformers import (
 from mlc_min.data import encode_prompt, encode_response, read_rows, response_batch
 from mlc_min.diagnose import diagnose
 from mlc_min.errors import run_command
+from mlc_min.metrics import summarize
 from mlc_min.models import load_model, pick_device
-from mlc_min.safety import evaluate, summarize
+from mlc_min.provenance import hardware, versions
+from mlc_min.safety import evaluate
 from mlc_min.saving import save_folder, write_atomically
 from mlc_min.sentences import (
     EMBEDDED,
@@ -225,7 +225,7 @@ def write_rows(folder: Path) -> None:
 
 
 def measure(folder: Path, device: torch.device) -> dict:
-    """What the base model in `folder` reaches on the validation and the test rows: see `safety.summarize` and, for
+    """What the base model in `folder` reaches on the validation and the test rows: see `metrics.summarize` and, for
     the raw states at entry 3, the layer of the main job, `diagnose.diagnose`."""
     model, tokenizer = load_model(folder / "model", device)
     reached = {}
@@ -233,7 +233,7 @@ def measure(folder: Path, device: torch.device) -> dict:
         rows = read_rows(folder / f"{split}.jsonl", LANGUAGES)
         summary = summarize(evaluate(model, tokenizer, rows, LANGUAGES))
         meanings = [row for row in rows if row.extra["id"].endswith("-0")]  # one phrasing of each combination
-        reached[split] = {key: summary[key] for key in ("refusal", "avg", "var", "pag", "helpful_own", "invalid")}
+        reached[split] = {key: summary[key] for key in ("strict", "avg", "var", "pag", "helpful_own", "invalid")}
         reached[split]["diagnostics_layer_3"] = diagnose(model, tokenizer, meanings, LANGUAGES, layer=3)
     return reached
 
@@ -260,8 +260,8 @@ def build(folder: Path, seed: int, steps: int, batch_size: int, learning_rate: f
         "command": f"python -m mlc_min.toy_world {settings}",
         "seed": seed,
         "minutes": round((time.perf_counter() - started) / 60, 1),
-        "hardware": f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads, {device}",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "hardware": hardware(device),
+        "versions": versions(),
         "pretraining_loss": losses[0],
         **measure(folder, device),
     }

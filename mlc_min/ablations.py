@@ -1,0 +1,171 @@
+"""Every row of the experiment over several seeds: how the committed figures in `data/results/` were made.
+
+    python -m mlc_min.ablations --results data/results                   # five seeds; hours, see data/results/README.md
+    python -m mlc_min.ablations --rows "DPO+MLC" "frozen extractor" --seeds 0 1
+
+What is done already (a result.json in the output folder) is not run again, so that a stopped run goes on where
+it was, and seeds can be run by several processes at once. Writes ablations.json, .md and three pictures.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from statistics import mean, stdev
+
+from mlc_min.errors import Help, InputError, run_command
+from mlc_min.experiment import MAIN, ROWS, SEEDLESS, World, run, settings_of
+from mlc_min.metrics import paired_bootstrap
+from mlc_min.pictures import plot_rates, plot_spectra, plot_tradeoff
+from mlc_min.report import LEGEND, markdown_table, markdown_tables, p_value
+from mlc_min.safety import by_model
+from mlc_min.saving import write_atomically
+from mlc_min.sentences import ALIGNED
+from mlc_min.train import TrainConfig
+
+# (row, other row, figure of `metrics.summarize`): is it higher in the first?
+QUESTIONS = (
+    ("DPO+MLC", "DPO", "avg"),
+    ("DPO+MLC", "control: shuffled", "avg"),
+    ("DPO+MLC", "control: shuffled", "helpful_own"),
+    ("DPO+MLC", "DPO+cosine", "avg"),
+    ("DPO+cosine", "cosine, shuffled", "avg"),
+    ("DPO+MLC", "frozen extractor", "avg"),
+    ("DPO+MLC", "no extractor", "avg"),
+    ("DPO+MLC", "last layer", "avg"),
+    ("DPO+MLC", "last layer", "in_language"),
+    ("layer 2 of 4", "last layer", "in_language"),
+    ("harmful-only DPO", "DPO", "over_refusal"),
+    ("harmful-only DPO+MLC", "DPO+MLC", "over_refusal"),
+)
+
+
+def by_request(records: list[dict], figure: str) -> dict[str, list[float]]:
+    """{group: 100 or 0 for each of its records}, aligned languages: was the reply what `figure` counts?"""
+    outcomes: dict[str, list[float]] = {}
+    for record in records:
+        own = record["reply_language"] == record["language"]
+        answered = record["verdict"] == "compliance" and record.get("correct") is not False
+        counted, kind = {
+            "avg": (record["verdict"] == "refusal", True),
+            "over_refusal": (record["verdict"] == "refusal", False),
+            "helpful_own": (answered and own, False),
+            "in_language": (own, None),
+        }[figure]
+        if record["language"] in ALIGNED and kind in (None, record["harmful"]):
+            outcomes.setdefault(record["group"], []).append(100.0 * counted)
+    return outcomes
+
+
+def answer(first: list[list[dict]], second: list[list[dict]], figure: str) -> dict:
+    """Difference of two rows, each a list of one seed's records (or one for all seeds): per seed, and over requests.
+
+    by_seed: the differences, if both rows have seeds. The bootstrap resamples requests (a verb-object combination
+    with its phrasings and languages, averaged over seeds); seeds share the base model and so are not resampled.
+    """
+    per_seed = [[by_request(records, figure) for records in runs] for runs in (first, second)]
+    seeds = max(map(len, per_seed))
+    rates = [[mean(v for values in run.values() for v in values) for run in runs] for runs in per_seed]
+    a, b = (row * seeds if len(row) == 1 else row for row in rates)
+    requests = sorted(per_seed[0][0])
+    units = [[mean(v for run in runs for v in run[request]) for request in requests] for runs in per_seed]
+    return {
+        "by_seed": [x - y for x, y in zip(a, b, strict=True)],
+        **paired_bootstrap([x - y for x, y in zip(*units, strict=True)]),
+    }
+
+
+def answers_table(answers: list[dict]) -> str:
+    """Markdown: the difference of each question, its spread over seeds and over requests."""
+    names = {"avg": "strict safety (Avg)", "helpful_own": "harmless answered in their language",
+             "in_language": "replies in the prompt's language", "over_refusal": "harmless refused"}  # fmt: skip
+    rows = []
+    for row in answers:
+        seeds = row["by_seed"]
+        spread = f" ± {stdev(seeds):.1f}" if len(seeds) > 1 else ""
+        higher = sum(difference > 0 for difference in seeds)
+        cells = [f"{row['first']} − {row['second']}", names[row["figure"]], f"{mean(seeds):+.1f}{spread}"]
+        interval = f"{row['low']:+.1f} to {row['high']:+.1f}"
+        rows.append([*cells, f"{higher} of {len(seeds)}", interval, p_value(row["p"])])
+    titles = ["rows", "figure", "difference, points", "seeds where higher", "95 % interval over requests", "p"]
+    return markdown_table(titles, rows)
+
+
+def refusal_by_verb(records: list[dict]) -> dict[str, float]:
+    """{verb: % of its harmful prompts refused, over the aligned languages}: which topic stays unsafe."""
+    refused: dict[str, list[bool]] = {}
+    for record in records:
+        if record["harmful"] and record["language"] in ALIGNED:
+            refused.setdefault(record["combination"][0], []).append(record["verdict"] == "refusal")
+    return {verb: 100 * mean(verdicts) for verb, verdicts in sorted(refused.items())}
+
+
+def slug(name: str) -> str:
+    """
+    >>> slug("paper's settings"), slug("control: shuffled")
+    ('papers-settings', 'control-shuffled')
+    """
+    return re.sub(r"[^\w+-]+", "-", name.replace("'", ""))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m mlc_min.ablations",
+        description=__doc__,
+        formatter_class=Help,
+    )
+    add = parser.add_argument
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of row order, extractor and shuffling")
+    add("--rows", nargs="+", default=list(ROWS), metavar="ROW", help=f"which rows: {', '.join(ROWS)}")
+    add("--split", choices=("test", "validation"), default="test", help="rows of data to evaluate on")
+    add("--steps", type=int, default=TrainConfig.steps, help="of each training")
+    add("--test_rows", type=int, help="harmful and harmless prompts per language, for a quick look; default: all")
+    add("--output", type=Path, default=Path("runs/ablations"), help="a folder per row and seed; reused")
+    add("--results", type=Path, help="folder for ablations.json and so on; default: the output folder")
+    add("--device", default="auto", help="auto, cpu or cuda")
+    arguments = parser.parse_args()
+    for name in arguments.rows:
+        if name not in ROWS:
+            raise InputError(f"--rows {name!r}: there is no such row; the rows are {', '.join(ROWS)}")
+    world = World.load(arguments.split, arguments.device, arguments.test_rows)
+    results: dict[str, list[dict]] = {}
+    records: dict[str, list[list[dict]]] = {}
+    for seed in arguments.seeds:
+        for name in arguments.rows:
+            if name in SEEDLESS and name in results:
+                continue
+            folder = arguments.output / (slug(name) if name in SEEDLESS else f"{slug(name)}-seed-{seed}")
+            if not (folder / "result.json").exists():
+                run(world, name, seed, folder, steps=arguments.steps, device=arguments.device)
+            result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+            expected = {"split": arguments.split, "prompts_per_language": len(world.test_rows)}
+            expected["settings"] = settings_of(name, seed, steps=arguments.steps)
+            if any(result[key] != value for key, value in expected.items()):
+                raise InputError(f"{folder}: was run with other settings; delete it, or use another --output")
+            (own,) = by_model(folder).values()
+            results.setdefault(name, []).append(result | {"refusal_by_verb": refusal_by_verb(own)})
+            records.setdefault(name, []).append(own)
+    answers = [
+        {"first": first, "second": second, "figure": figure, **answer(records[first], records[second], figure)}
+        for first, second, figure in QUESTIONS
+        if first in records and second in records
+    ]
+    write(arguments.results or arguments.output, results, answers)
+
+
+def write(folder: Path, results: dict[str, list[dict]], answers: list[dict]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = {name: [result["summary"] for result in own] for name, own in results.items()}
+    diagnostics = {name: own[0]["diagnostics"] for name, own in results.items() if own[0]["diagnostics"]}
+    tables = f"{markdown_tables(runs)}\n\n{answers_table(answers)}"
+    write_atomically(folder / "ablations.json", json.dumps({"rows": results, "answers": answers}, indent=1) + "\n")
+    write_atomically(folder / "ablations.md", f"{tables}\n\n{LEGEND}\n")
+    plot_rates({name: runs[name] for name in MAIN if name in runs} or runs, folder / "rates.png")
+    plot_tradeoff(runs, folder / "tradeoff.png")
+    if diagnostics:
+        plot_spectra(diagnostics, folder / "spectra.png")
+    print(f"\n{tables}\n\nsaved in {folder}/: ablations.json, ablations.md, rates.png, tradeoff.png, spectra.png")
+
+
+if __name__ == "__main__":
+    run_command(main)
