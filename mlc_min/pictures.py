@@ -111,7 +111,7 @@ def plot_tradeoff(runs: dict[str, list[dict]], path: str | Path) -> None:
 def plot_spectra(diagnostics: dict[str, dict], path: str | Path) -> None:
     """A panel a model: mean singular values of the unit states of a prompt and its translations, and of as many
     unrelated prompts, on a logarithmic scale. Rank 1 is √m, then nothing; what matters is the distance of the two."""
-    columns = min(3, len(diagnostics))
+    columns = min(4, len(diagnostics))
     rows = -(-len(diagnostics) // columns)
     canvas, grid = _figure(rows, columns, figsize=(10, 2.7 * rows + 0.6), sharex=True, sharey=True, squeeze=False)
     panels = [axes for line in grid for axes in line]

@@ -121,7 +121,7 @@ def comparison_table(name: str, other: str, comparison: dict) -> str:
         numbers = [figure(row["first"]), figure(row["second"]), str(row["only_first"]), str(row["only_second"])]
         rows.append([starred(code), str(row["pairs"]), *numbers, p_value(row["p"])])
     title = f"{name} against {other}, strict, on the same harmful prompts"
-    legend = "only …: prompts that are safe with this model alone; p: McNemar's exact test, as if prompts were independent"
+    legend = "only …: prompts safe with this model alone; p: McNemar's exact test, as if prompts were independent"
     text = f"{title}\n\n{aligned_text(rows)}\n\n{legend}"
     average = comparison["average"]
     if average:

@@ -220,7 +220,7 @@ def test_bytes_that_are_not_utf8_are_refused_with_their_line(tmp_path, content, 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf", b"[]", b"[\n]\n"])
 def test_a_file_without_rows_is_refused_by_name(tmp_path, content):
     path = write(tmp_path, content)
-    assert message(path) == f"{path}: holds no rows; expected one JSON object a line, or a JSON list of objects"
+    assert message(path) == f"{path}: holds no rows; expected one JSON object a line, a JSON list of objects, or CSV"
 
 
 def test_a_path_that_is_no_file_is_refused_by_name(tmp_path):

@@ -140,7 +140,26 @@ def test_the_same_seed_gives_the_same_weights(tiny_model, examples):
 def test_mlc_every_skips_the_loss_on_the_other_steps(model, examples):
     config = settings(steps=4, mlc_weight=0.8, mlc_every=2, log_every=1)
     _, history = train(config, model, Tokenizer, examples, quiet=True)
-    assert ["mlc_loss" in metrics for metrics in history] == [True, False, True, False]
+    added = [metrics["loss"] - metrics["align_loss"] - metrics["sft_loss"] for metrics in history]
+    expected = [0.8 * metrics["mlc_loss"] * (i % 2 == 0) for i, metrics in enumerate(history)]
+    assert added == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_log_shows_the_diagnostics_without_mlc_too_and_they_change_nothing(tiny_model, examples):
+    first, second = copy.deepcopy(tiny_model), copy.deepcopy(tiny_model)
+    _, history = train(settings(log_every=1), first, Tokenizer, examples, quiet=True)
+    english = [Example(e.where, {"en": e.prompts["en"]}, e.chosen, e.rejected) for e in examples]
+    _, plain = train(settings(log_every=1), second, Tokenizer, english, quiet=True)
+    figures = {"mlc_loss", "mlc_floor", "mlc_ceiling", "mlc_shuffled", "collinearity", "retrieval", "retrieval_chance"}
+    assert figures <= set(history[0]) and not figures & set(plain[0])
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_the_cosine_ablation_logs_both_losses(model, examples):
+    config = settings(steps=1, mlc_weight=2.0, consistency="cosine")
+    _, (metrics,) = train(config, model, Tokenizer, examples, quiet=True)
+    assert metrics["loss"] == pytest.approx(metrics["align_loss"] + metrics["sft_loss"] + 2 * metrics["cosine_loss"])
+    assert metrics["mlc_floor"] <= metrics["mlc_loss"] <= metrics["mlc_ceiling"]
 
 
 def test_consistency_alone_moves_no_layer_above_the_chosen_one(model, examples):
