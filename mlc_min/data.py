@@ -41,7 +41,7 @@ class Example:
     rejected: list[int] | None  # None in SFT rows
 
 
-def parse_languages(codes: str) -> tuple[str, ...]:
+def parse_languages(codes: str, flag: str = "--languages") -> tuple[str, ...]:
     """Comma-separated language codes; raises InputError for none, or one that comes twice.
 
     >>> parse_languages("en, zh")
@@ -49,7 +49,7 @@ def parse_languages(codes: str) -> tuple[str, ...]:
     """
     languages = tuple(filter(None, (code.strip() for code in codes.split(","))))
     if len(set(languages)) != len(languages) or not languages:
-        raise InputError(f"--languages {codes!r}: give different codes, such as en,zh,sw")
+        raise InputError(f"{flag} {codes!r}: give different codes, such as en,zh,sw")
     return languages
 
 

@@ -241,14 +241,13 @@ def judge_step(arguments) -> None:
 
 
 def report_step(arguments) -> None:
-    aligned = parse_languages(arguments.aligned)
     records: dict[str, list[dict]] = {}
     for folder in (arguments.output, *arguments.against):
         for name, own in by_model(folder).items():
             records[f"{name} ({folder})" if name in records else name] = own
-    summaries = {name: summarize(own, aligned) for name, own in records.items()}
+    summaries = {name: summarize(own, arguments.aligned) for name, own in records.items()}
     first, *others = records
-    comparisons = {name: compare(records[name], records[first], aligned) for name in others}
+    comparisons = {name: compare(records[name], records[first], arguments.aligned) for name in others}
     diagnostics = {}
     for name, folder in zip(records, (arguments.output, *arguments.against), strict=False):
         path = folder / "diagnostics.json"
@@ -317,6 +316,7 @@ def main() -> None:
         raise InputError(f"--temperature {arguments.temperature}: must not be negative; 0 is greedy")
     if arguments.judge not in ("auto", "exact", "phrases") and not arguments.judge.startswith("guard:"):
         raise InputError(f"--judge {arguments.judge}: take auto, exact, phrases or guard:<model>")
+    arguments.aligned = parse_languages(arguments.aligned, "--aligned")
     for name, step in STEPS.items():
         if arguments.step in ("all", name):
             step(arguments)

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mlc_min.ablations import QUESTIONS
 from mlc_min.errors import run_command
+from mlc_min.experiment import ROWS, SEEDLESS
 from mlc_min.train import main as train_main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,26 +42,33 @@ def refused(capsys, monkeypatch, *arguments) -> str:
     return line
 
 
-def test_the_main_job_writes_table_generations_log_and_picture(tmp_path):
+def test_the_main_job_writes_tables_verdicts_logs_and_pictures(tmp_path):
     printed = run("mlc_min", "--output", tmp_path, "--steps", 2, "--test_rows", 2).stdout
     table = json.loads((tmp_path / "table.json").read_text())
-    assert list(table["models"]) == ["base", "DPO", "DPO+MLC", "control: shuffled"]
-    for name, model in table["models"].items():
+    assert list(table) == ["base", "DPO", "DPO+MLC", "control: shuffled"]
+    for name, model in table.items():
         assert name in printed
-        for counts in model["counts"].values():
+        for counts in model["summary"]["counts"].values():
             for kind in ("harmful", "harmless"):
                 cell = counts[kind]
                 assert cell["prompts"] == 2 == cell["refusal"] + cell["compliance"] + cell["invalid"]
-    generations = [json.loads(line) for line in (tmp_path / "generations.jsonl").read_text("utf-8").splitlines()]
-    assert len(generations) == 4 * 4 * 12  # models x prompts x languages
-    log = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
-    assert [line["model"] for line in log if line["step"] == 0] == ["DPO", "DPO+MLC", "control: shuffled"]
-    assert (tmp_path / "refusals.png").read_bytes().startswith(b"\x89PNG")
+        folder = tmp_path / name.replace(": ", "-")
+        assert len((folder / "verdicts.jsonl").read_text("utf-8").splitlines()) == 4 * 12  # prompts x languages
+        log = (
+            [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
+            if name != "base"
+            else []
+        )
+        assert [line["step"] for line in log] == [0, 1] * (name != "base")
+        assert all({"mlc_loss", "mlc_floor", "mlc_ceiling", "mlc_shuffled", "retrieval"} <= set(line) for line in log)
+    for picture in ("rates.png", "spectra.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
 
 
 def test_training_and_evaluating_from_the_command_line(tmp_path):
     trained = tmp_path / "run" / "model"
-    run("mlc_min.train", "--output", tmp_path / "run", "--steps", 2, "--batch_size", 4, "--mlc_weight", 0.8)
+    few_steps = ("--steps", 2, "--batch_size", 4, "--harmful_only", "true")
+    run("mlc_min.train", "--output", tmp_path / "run", *few_steps, "--mlc_weight", 0.8)
     AutoModelForCausalLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
     assert {"model.safetensors", "extractor.safetensors", "train_config.json"} <= {p.name for p in trained.iterdir()}
     assert len((tmp_path / "run" / "train_log.jsonl").read_text().splitlines()) == 2
@@ -69,8 +78,40 @@ def test_training_and_evaluating_from_the_command_line(tmp_path):
         "mlc_min.safety", "--model", trained, "--test", few, "--output", tmp_path / "safety", "--languages", "en,sw"
     ).stdout
     assert "over-ref" in printed
-    summary = json.loads((tmp_path / "safety" / "table.json").read_text())
-    assert set(summary["refusal"]) == {"en", "sw"}
+    report = json.loads((tmp_path / "safety" / "report.json").read_text())
+    assert set(report["models"]["model"]["strict"]) == {"en", "sw"}
+
+
+def test_the_ablations_run_every_row_and_go_on_where_they_were(tmp_path):
+    quick = ("--seeds", 0, 1, "--steps", 1, "--test_rows", 1, "--output", tmp_path / "runs", "--results", tmp_path)
+    few = ("base", "DPO", "DPO+MLC", "always-refuse")
+    run("mlc_min.ablations", *quick, "--rows", *few)
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/result.json")}
+    assert len(done) == 2 + 2 * 2  # what has no training has no seeds
+    printed = run("mlc_min.ablations", *quick).stdout
+    assert all(path.stat().st_mtime_ns == time for path, time in done.items())
+    result = json.loads((tmp_path / "ablations.json").read_text())
+    assert list(result["rows"]) == list(ROWS) and all(row in printed for row in ROWS)
+    for name, seeds in result["rows"].items():
+        assert [seed["seed"] for seed in seeds] == ([None] if name in SEEDLESS else [0, 1])
+    assert len(result["answers"]) == len(QUESTIONS)
+    tables = (tmp_path / "ablations.md").read_text("utf-8")
+    assert "| DPO+MLC − DPO | strict safety (Avg) |" in tables
+    for picture in ("rates.png", "tradeoff.png", "spectra.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    error = run("mlc_min.ablations", *quick, "--steps", 2, "--rows", "DPO", code=2).stderr
+    assert "was run with other settings; delete it, or use another --output" in error
+    assert "no such row" in run("mlc_min.ablations", "--rows", "nonsense", code=2).stderr
+
+
+def test_the_phrases_judge_is_measured_by_a_command(tmp_path):
+    printed = run("mlc_min.judges", "--output", tmp_path / "figures.json").stdout
+    figures = json.loads((tmp_path / "figures.json").read_text("utf-8"))
+    committed = json.loads((ROOT / "data/results/phrases-judge.json").read_text("utf-8"))
+    assert figures == committed and "precision" in printed
+    broken = tmp_path / "labelled.jsonl"
+    broken.write_text('{"language": "en"}\n')
+    assert f"{broken}:1: needs language, reply" in run("mlc_min.judges", "--labelled", broken, code=2).stderr
 
 
 @pytest.mark.parametrize("method", ["sft", "simpo", "orpo"])
@@ -81,7 +122,9 @@ def test_every_other_method_trains_from_the_command_line(tmp_path, monkeypatch, 
     assert (tmp_path / "model" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("module", ["mlc_min", "mlc_min.train", "mlc_min.safety", "mlc_min.toy_world"])
+@pytest.mark.parametrize(
+    "module", ["mlc_min", "mlc_min.train", "mlc_min.safety", "mlc_min.ablations", "mlc_min.judges", "mlc_min.toy_world"]
+)
 def test_help_shows_the_settings_with_their_defaults(module):
     assert "default" in run(module, "--help").stdout
 

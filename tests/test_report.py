@@ -1,40 +1,152 @@
-"""Tables as text: the very characters."""
+"""Tables as text: the very characters. Pictures: the same bytes for the same figures."""
 
-from mlc_min.report import markdown_tables, plot_refusals, text_table
+import pytest
+
+from mlc_min.metrics import summarize
+from mlc_min.pictures import plot_rates, plot_spectra, plot_tradeoff
+from mlc_min.report import (
+    comparison_table,
+    diagnostics_table,
+    language_table,
+    markdown_tables,
+    notes,
+    safety_report,
+    text_table,
+)
 
 
 def summary(en: float, ko: float | None, over_refusal: float | None = 0.0) -> dict:
     return {
-        "refusal": {"en": en, "ko": ko},
+        "strict": {"en": en, "ko": ko},
         "avg": en,
+        "lenient_avg": 100.0,
         "var": 0.0712,
         "pag": None,
         "unseen_avg": ko,
         "over_refusal": over_refusal,
         "helpful": 99.5,
-        "helpful_own": 98.25,
+        "in_language": 98.25,
         "invalid": 1.0,
-        "counts": {code: {"harmless": {"prompts": 50, "correct_in_language": 40}} for code in ("en", "ko")},
+        "cut_off": 0.0,
+        "unscored": 0.0,
     }
+
+
+DIAGNOSTICS = {
+    "mlc_loss": 0.1,
+    "mlc_loss_shuffled": 0.5,
+    "mlc_floor": 0.0589,
+    "mlc_ceiling": 2.3026,
+    "collinearity": 0.91,
+    "collinearity_shuffled": 0.3,
+    "retrieval": {"zh": 90.0, "sw": 70.0},
+    "retrieval_chance": 2.0,
+    "spectrum": [1.6, 0.3],
+    "spectrum_shuffled": [1.2, 0.9],
+}
+
+
+@pytest.fixture
+def records() -> list[dict]:
+    """Three prompts in two languages: a refusal, an answer that is cut off, and one that is unscored in Korean."""
+    replies = [("a", True, "refusal"), ("b", True, "compliance"), ("c", False, "compliance")]
+    return [
+        {"id": name, "language": code, "harmful": harmful, "ended": name != "b", "reply_language": "en"}
+        | {"verdict": "unscored" if (name, code) == ("a", "ko") else verdict}
+        for code in ("ko", "en")
+        for name, harmful, verdict in replies
+    ]
 
 
 def test_the_text_table_is_aligned_and_shows_no_figure_as_a_dash():
     table = text_table({"base": summary(100.0, None, None), "DPO": summary(7.4, 33.0)})
     assert table.splitlines() == [
-        "       en  ko*    Avg   Var  PAG  unseen  over-ref  helpful  in-lang  invalid",
-        "base  100    –  100.0  0.07    –       –         –     99.5     98.2      1.0",
-        "DPO     7   33    7.4  0.07    –    33.0       0.0     99.5     98.2      1.0",
+        "       en  ko*    Avg  lenient   Var  PAG  unseen  over-ref  helpful  in-lang  invalid",
+        "base  100    –  100.0    100.0  0.07    –       –         –     99.5     98.2      1.0",
+        "DPO     7   33    7.4    100.0  0.07    –    33.0       0.0     99.5     98.2      1.0",
     ]
+
+
+def test_models_with_different_languages_share_one_table():
+    other = summary(50.0, None) | {"strict": {"en": 50.0, "th": 10.0}}
+    assert [line.split()[:4] for line in text_table({"a": summary(90.0, 20.0), "b": other}).splitlines()] == [
+        ["en", "ko*", "th", "Avg"],
+        ["a", "90", "20", "–"],
+        ["b", "50", "–", "10"],
+    ]
+
+
+def test_the_table_by_language_has_counts_and_intervals(records):
+    # Wilson: 1 of 2 is 9.5 to 90.5; 0 of 1 is 0 to 79.3.
+    assert language_table(summarize(records)).splitlines() == [
+        "     harmful  strict  95 %  lenient  95 %  harmless  over-ref  helpful  in-lang  cut off  unscored",
+        "en         2    50.0  9–91     50.0  9–91         1       0.0    100.0    100.0        1         0",
+        "ko*        2     0.0  0–79      0.0  0–79         1       0.0    100.0      0.0        1         1",
+    ]
+
+
+def test_notes_say_what_a_rate_does_not():
+    good = summary(95.0, 90.0)
+    assert notes("m", good) == []
+    bad = good | {"over_refusal": 40.0, "invalid": 12.0, "in_language": 5.0, "cut_off": 1.5, "unscored": 0.2}
+    assert [line.split(": ")[2][:14] for line in notes("m", bad)] == [
+        "refuses 40 % o",
+        "12 % of replie",
+        "only 5 % of re",
+        "1.5 % of repli",
+        "0.2 % of repli",
+    ]
+    assert "a model that refuses everything would look perfect" in notes("m", good | {"over_refusal": None})[0]
+
+
+def test_a_comparison_names_both_models_and_the_p_values():
+    row = dict(pairs=10, first=10.0, second=90.0, only_first=1, only_second=9, p=0.021484375)
+    average = dict(difference=40.0, low=12.34, high=61.0, p=0.0001, units=25)
+    text = comparison_table("MLC", "DPO", {"by_language": {"en": row}, "average": average})
+    assert text.splitlines()[2:4] == [
+        "    pairs   DPO   MLC  only DPO  only MLC      p",
+        "en     10  10.0  90.0         1         9  0.021",
+    ]
+    assert "Avg: +40.0 points, 95 % interval +12.3 to +61.0, p < 0.001 (bootstrap over 25 requests)" in text
+
+
+def test_the_diagnostics_stand_between_floor_and_ceiling():
+    assert diagnostics_table({"m": DIAGNOSTICS}).splitlines()[1].split() == (
+        "m 0.100 0.500 0.059 2.303 0.910 0.300 80.0 2.0".split()
+    )
+
+
+def test_the_report_holds_all_its_parts(records):
+    comparison = {"by_language": {}, "average": None}
+    text = safety_report({"a": summarize(records)}, {"b": comparison}, {"a": DIAGNOSTICS}, ["a person"])
+    for part in ("verdicts by: a person", "lenient", "note: a: 33.3 % of replies were cut off", "a, by language",
+                 "a against b", "retrieval"):  # fmt: skip
+        assert part in text, part
 
 
 def test_the_markdown_tables_give_mean_and_sample_deviation_over_seeds():
     by_language, others = markdown_tables({"DPO": [summary(90.0, 20.0), summary(100.0, 20.0)]}).split("\n\n")
     assert by_language.splitlines() == ["|  | en | ko\\* |", "|---|---|---|", "| DPO | 95.0 ± 7.1 | 20.0 |"]
-    assert others.splitlines()[2] == "| DPO | 95.0 ± 7.1 | 0.07 | – | 20.0 | 0.0 | 99.5 | 98.2 | 1.0 |"
+    assert others.splitlines()[2] == "| DPO | 95.0 ± 7.1 | 100.0 | 0.07 | – | 20.0 | 0.0 | 99.5 | 98.2 | 1.0 |"
 
 
-def test_the_picture_is_the_same_bytes_for_the_same_figures(tmp_path):
-    runs = {"base": [summary(70.0, 30.0)], "DPO": [summary(90.0, 20.0), summary(100.0, 25.0)]}
-    for name in ("a.png", "b.png"):
-        plot_refusals(runs, tmp_path / name)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+def test_the_pictures_are_the_same_bytes_for_the_same_figures_and_others_for_others(tmp_path, records):
+    first = summarize(records)
+    second = summarize([record | {"verdict": "refusal"} for record in records])
+    pictures = {
+        plot_rates: ({"a": [first], "b": [first, second]}, {"a": [first], "b": [second]}),
+        plot_tradeoff: ({"a": [first], "b": [first, second]}, {"a": [first], "b": [second]}),
+        plot_spectra: ({"a": DIAGNOSTICS}, {"a": DIAGNOSTICS | {"spectrum": [1.7, 0.1]}}),
+    }
+    for plot, (figures, others) in pictures.items():
+        for name, shown in (("a", figures), ("b", figures), ("c", others)):
+            plot(shown, tmp_path / f"{name}.png")
+        a, b, c = [(tmp_path / f"{name}.png").read_bytes() for name in "abc"]
+        assert a == b != c, plot.__name__
+
+
+def test_pictures_without_harmless_prompts_are_drawn_too(tmp_path, records):
+    harmful = summarize([record for record in records if record["harmful"]])
+    for plot in (plot_rates, plot_tradeoff):
+        plot({"a": [harmful]}, tmp_path / "a.png")
+        assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
