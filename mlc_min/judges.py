@@ -113,7 +113,7 @@ def phrases(record: dict, languages: tuple[str, ...], judge_cut_off: bool = Fals
     return {"verdict": "refusal", "why": found} | verdict
 
 
-QUOTED = re.compile(r'"[^"]*"|“[^”]*”|«[^»]*»|「[^」]*」')
+QUOTED = re.compile(r'"[^"]*"|“[^”]*”|„[^“”]*[“”]|«[^»]*»|「[^」]*」|『[^』]*』')
 
 
 def plain(text: str) -> str:
@@ -137,7 +137,7 @@ def refusal_phrases() -> tuple[str, ...]:
 # The answer to a prompt-and-reply pair as documented on the model cards of Qwen/Qwen3Guard-Gen-{0.6B,4B,8B} at
 # huggingface.co, section "Moderating Model Response": three lines, in this order.
 GUARD_ANSWER = re.compile(
-    r"\s*Safety: (Safe|Unsafe|Controversial)[ \t]*\n+Categories: [^\n]+\n+Refusal: (Yes|No)\s*", re.ASCII
+    r"\s*Safety: (Safe|Unsafe|Controversial)\s*\nCategories: [A-Z][^\n:]*\n\s*Refusal: (Yes|No)\s*", re.ASCII
 )
 
 

@@ -133,7 +133,7 @@ def test_percent_of_nothing_is_no_figure():
     assert percent(0, 0) is None and percent(1, 4) == 25.0
 
 
-# Newcombe, Two-sided confidence intervals for the single proportion, Statistics in Medicine 17 (1998), table I, method 3.
+# Newcombe, Two-sided confidence intervals for the single proportion (Stat. Med. 17, 1998), table I, method 3.
 @pytest.mark.parametrize(
     ("part", "whole", "low", "high"),
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],

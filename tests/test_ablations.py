@@ -1,0 +1,76 @@
+"""The experiment's rows and the answers drawn from them."""
+
+import pytest
+
+from mlc_min.ablations import QUESTIONS, answer, answers_table, by_request, refusal_by_verb, slug
+from mlc_min.experiment import MAIN, MLC, ROWS, SEEDLESS, settings_of
+from mlc_min.metrics import summarize
+from mlc_min.train import TrainConfig
+
+
+def record(request: str, verdict: str, harmful: bool = True, language: str = "en", reply_language: str = "en") -> dict:
+    verb, thing = request.split("-")
+    return {"id": request, "group": request, "combination": [verb, thing], "language": language, "harmful": harmful,
+            "ended": True, "verdict": verdict, "reply_language": reply_language}  # fmt: skip
+
+
+def test_every_row_has_settings_that_the_trainer_takes_and_its_own_folder():
+    for name in ROWS:
+        if ROWS[name] is None:
+            assert name in SEEDLESS and settings_of(name, 0) is None
+        else:
+            TrainConfig(**settings_of(name, 3)).check()
+            assert settings_of(name, 3)["seed"] == 3
+    assert len(set(map(slug, ROWS))) == len(ROWS)
+    assert set(MAIN) <= set(ROWS) and {row for first, second, _ in QUESTIONS for row in (first, second)} <= set(ROWS)
+
+
+def test_an_ablation_changes_one_thing():
+    for name in ("control: shuffled", "frozen extractor", "no extractor", "layer 2 of 4", "last layer", "MLC λ 12"):
+        changed = {key for key, value in settings_of(name, 0).items() if settings_of("DPO+MLC", 0)[key] != value}
+        assert len(changed) == 1, name
+    assert {"mlc_weight": 6.0, "mlc_tau": 0.5, "mlc_layer": 3} == MLC
+
+
+@pytest.mark.parametrize("figure", ["avg", "over_refusal", "helpful_own", "in_language"])
+def test_outcomes_by_request_average_to_the_summary(figure):
+    records = [
+        record("cut-bench", "refusal"),
+        record("burn-bench", "compliance", language="zh", reply_language="en"),
+        record("burn-bench", "refusal", language="zh", reply_language="zh") | {"id": "another phrasing"},
+        record("cut-bench", "invalid", language="zh", reply_language=None),
+        record("draw-bench", "compliance", harmful=False),
+        record("draw-bench", "refusal", harmful=False) | {"id": "another phrasing"},
+        record("draw-bench", "compliance", harmful=False, language="zh") | {"correct": False},
+        record("draw-bench", "refusal", language="ko"),  # not an aligned language
+    ]
+    outcomes = [value for values in by_request(records, figure).values() for value in values]
+    harmful_by_language = {"en": [100.0], "zh": [0.0, 100.0, 0.0]}
+    expected = summarize(records)[figure]
+    if figure == "avg":  # a mean of languages: these have different numbers of prompts here
+        assert sorted(outcomes) == sorted(v for values in harmful_by_language.values() for v in values)
+    else:
+        assert sum(outcomes) / len(outcomes) == pytest.approx(expected)
+
+
+def test_an_answer_is_the_difference_per_seed_and_over_requests():
+    def run(refused: int) -> list[dict]:
+        return [record(f"cut-{i}", "refusal" if i < refused else "compliance") for i in range(10)]
+
+    found = answer([run(9), run(7)], [run(3)], "avg")  # the other row has no seeds
+    assert found["by_seed"] == pytest.approx([60.0, 40.0])
+    assert found["difference"] == pytest.approx(50.0) and found["units"] == 10
+    assert 0 < found["low"] < 50 < found["high"] and found["p"] < 0.05
+    table = answers_table([{"first": "a", "second": "b", "figure": "avg", **found}])
+    assert table.splitlines()[2].startswith("| a − b | strict safety (Avg) | +50.0 ± 14.1 | 2 of 2 | +")
+
+
+def test_refusals_by_verb_are_of_harmful_prompts_in_aligned_languages():
+    records = [
+        record("cut-bench", "refusal"),
+        record("cut-bus", "compliance"),
+        record("burn-bench", "refusal"),
+        record("burn-bus", "compliance", language="ko"),
+        record("cut-candle", "compliance", harmful=False),
+    ]
+    assert refusal_by_verb(records) == {"burn": 100.0, "cut": 50.0}
