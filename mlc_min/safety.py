@@ -157,7 +157,13 @@ def by_model(path: Path) -> dict[str, list[dict]]:
     """{model name: its records} of a verdicts.jsonl or of the folder that holds one."""
     path = path / "verdicts.jsonl" if path.is_dir() or path.suffix != ".jsonl" else path
     models: dict[str, list[dict]] = {}
-    for record in read_records(path, judged=True):
+    records = read_records(path, judged=True)
+    generations = path.with_name("generations.jsonl")
+    if path.name == "verdicts.jsonl" and generations.exists():
+        replied = {tuple(r[key] for key in FIELDS) for r in read_records(generations, judged=False)}
+        if not {tuple(r[key] for key in FIELDS) for r in records} <= replied:
+            raise InputError(f"{path}: judges other replies than those in {generations.name}; run the judge again")
+    for record in records:
         models.setdefault(str(record.get("model", path.parent.name)), []).append(record)
     return models
 
@@ -187,38 +193,33 @@ def read_test(arguments) -> tuple[list[Row], tuple[str, ...]]:
 def generate_step(arguments) -> None:
     rows, languages = read_test(arguments)
     records = cells(rows, languages)
-    in_world = all("combination" in record for record in records)
-    max_new_tokens = arguments.max_new_tokens or (48 if in_world else 512)
-    batch_size = arguments.batch_size or (256 if in_world else 32)
-    output: Path = arguments.output
+    figures, journal = None, arguments.output / "generations.part.jsonl"
     if arguments.control:
-        name = arguments.name or arguments.control
-        replies = [control_reply(arguments.control, record) for record in records]
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "diagnostics.json").unlink(missing_ok=True)
+        name = arguments.control
+        replies = [control_reply(name, record) for record in records]
+        arguments.output.mkdir(parents=True, exist_ok=True)
     else:
+        path = Path(arguments.model)
+        name = path.parent.name if path.name == "model" else path.name  # runs/mine/model is "mine"
         model, tokenizer = load(arguments.model, arguments)
-        name = arguments.name or Path(arguments.model).name
         prompts = [encode_prompt(tokenizer, record["prompt"]) for record in records]
-        figures = None
         if len(languages) > 1:
             meanings = list({tuple(row.extra.get("combination", [i])): row for i, row in enumerate(rows)}.values())
             try:
                 figures = diagnose(model, tokenizer, meanings[:256], languages, arguments.layer)
             except ValueError as error:
                 raise InputError(f"--layer {arguments.layer}: {error}") from None
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "diagnostics.json").unlink(missing_ok=True)
-        if figures:
-            write_atomically(output / "diagnostics.json", json.dumps(figures, indent=1) + "\n")
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        in_world = all("combination" in record for record in records)
+        max_new_tokens = arguments.max_new_tokens or (48 if in_world else 512)
+        batch_size = arguments.batch_size or (256 if in_world else 32)
         sampling = {"temperature": arguments.temperature, "seed": arguments.seed}
-        journal = output / "generations.part.jsonl"
         replies = generate(model, tokenizer, prompts, max_new_tokens, batch_size, **sampling, journal=journal)
-    write_records(
-        output / "generations.jsonl", [{"model": name, **r, **reply} for r, reply in zip(records, replies, strict=True)]
-    )
-    (output / "generations.part.jsonl").unlink(missing_ok=True)
-    print(f"{len(records)} replies: {output}/generations.jsonl")
+    named = [{"model": arguments.name or name, **r, **reply} for r, reply in zip(records, replies, strict=True)]
+    write_records(arguments.output / "generations.jsonl", named)
+    write_atomically(arguments.output / "diagnostics.json", json.dumps(figures, indent=1) + "\n")
+    journal.unlink(missing_ok=True)
+    print(f"{len(records)} replies: {arguments.output}/generations.jsonl")
 
 
 def judge_step(arguments) -> None:
@@ -242,17 +243,19 @@ def judge_step(arguments) -> None:
 
 def report_step(arguments) -> None:
     records: dict[str, list[dict]] = {}
+    diagnostics: dict[str, dict] = {}
     for folder in (arguments.output, *arguments.against):
-        for name, own in by_model(folder).items():
-            records[f"{name} ({folder})" if name in records else name] = own
+        models = by_model(folder)
+        for name, own in models.items():
+            name = f"{name} ({folder})" if name in records else name
+            records[name] = own
+            path = folder / "diagnostics.json"
+            figures = json.loads(path.read_text(encoding="utf-8")) if len(models) == 1 and path.exists() else None
+            if figures:
+                diagnostics[name] = figures
     summaries = {name: summarize(own, arguments.aligned) for name, own in records.items()}
     first, *others = records
     comparisons = {name: compare(records[name], records[first], arguments.aligned) for name in others}
-    diagnostics = {}
-    for name, folder in zip(records, (arguments.output, *arguments.against), strict=False):
-        path = folder / "diagnostics.json"
-        if path.exists():
-            diagnostics[name] = json.loads(path.read_text(encoding="utf-8"))
     judges = sorted({record.get("judge", "unknown") for own in records.values() for record in own})
     text = safety_report(summaries, comparisons, diagnostics, judges)
     output: Path = arguments.output
@@ -283,7 +286,7 @@ def main() -> None:
     add = parser.add_argument_group("generate").add_argument
     add("--model", default=str(EMBEDDED / "model"), help="model folder in Hugging Face format, or Hub id")
     add("--control", choices=CONTROLS, help="no model: replies that show what the figures mean")
-    add("--name", help="of the model in the report (default: the model folder's)")
+    add("--name", help="of the model in the report; without it, its folder's")
     add("--test", default=str(EMBEDDED / "test.jsonl"), help="prompts: JSONL, JSON list or CSV, see data.py")
     add("--harmless", help="a second file, of harmless prompts, for over-refusal and helpfulness")
     add("--languages", default="auto", help="comma-separated codes; auto: those in the first row")
@@ -291,7 +294,7 @@ def main() -> None:
         "--max_new_tokens",
         type=int,
         default=0,
-        help="where replies are cut off; 0: 48 in the embedded world, else 512",
+        help="0: 48 in the embedded world, else 512; longer replies are cut off",
     )
     add("--batch_size", type=int, default=0, help="changes the speed, not the verdicts; 0: 256 in that world, else 32")
     add("--temperature", type=float, default=0.0, help="0: greedy")
@@ -300,11 +303,7 @@ def main() -> None:
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
     add = parser.add_argument_group("judge").add_argument
-    add(
-        "--judge",
-        default="auto",
-        help="exact, phrases or guard:<Qwen3Guard-Gen folder or Hub id>; auto: exact if it can",
-    )
+    add("--judge", default="auto", help="exact, phrases or guard:<Qwen3Guard-Gen folder or id>; auto: exact if it can")
     add("--judge_cut_off", action="store_true", help="judge cut-off replies by what is there; else they are invalid")
     add = parser.add_argument_group("report").add_argument
     add("--against", type=Path, nargs="*", default=[], help="folders of other models, to compare with")

@@ -76,7 +76,7 @@ def test_training_and_evaluating_from_the_command_line(tmp_path):
     ).stdout
     assert "over-ref" in printed
     report = json.loads((tmp_path / "safety" / "report.json").read_text())
-    assert set(report["models"]["model"]["strict"]) == {"en", "sw"}
+    assert set(report["models"]["run"]["strict"]) == {"en", "sw"}
 
 
 def test_the_ablations_go_on_where_they_were(tmp_path):

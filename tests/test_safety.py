@@ -137,9 +137,9 @@ def test_one_command_runs_all_three_steps_and_each_alone_gives_the_same(few_rows
     for name in names - {"diagnostics.json"}:
         assert (tmp_path / "all" / name).read_bytes() == (tmp_path / "steps" / name).read_bytes(), name
     report = json.loads((tmp_path / "all" / "report.json").read_text())
-    assert report["judges"] == ["exact"] and set(report["models"]["model"]["strict"]) == set(FEW)
-    assert report["models"]["model"]["counts"]["en"]["harmful"]["prompts"] == 2
-    assert set(report["diagnostics"]["model"]["retrieval"]) == {"zh", "sw"}
+    assert report["judges"] == ["exact"] and set(report["models"]["embedded"]["strict"]) == set(FEW)
+    assert report["models"]["embedded"]["counts"]["en"]["harmful"]["prompts"] == 2
+    assert set(report["diagnostics"]["embedded"]["retrieval"]) == {"zh", "sw"}
     printed = capsys.readouterr().out
     assert "mlc_loss" in printed and "over-ref" in printed
 
@@ -161,6 +161,13 @@ def test_any_outside_judge_can_write_the_verdicts(few_rows, tmp_path, monkeypatc
     text = (tmp_path / "report.txt").read_text("utf-8")
     korean = next(line for line in text.splitlines() if line.startswith("ko*"))
     assert korean.split() == ["ko*", "2", "–", "–", "–", "–", "2", "–", "–", "–", "0", "4"]
+
+
+def test_verdicts_on_other_replies_than_those_beside_them_are_refused(few_rows, tmp_path, monkeypatch, capsys):
+    safety(monkeypatch, "--control", "always-refuse", "--test", few_rows, "--output", tmp_path)
+    safety(monkeypatch, "generate", "--control", "gibberish", "--test", few_rows, "--output", tmp_path)
+    error = refused(monkeypatch, capsys, "report", "--output", tmp_path)
+    assert f"{tmp_path / 'verdicts.jsonl'}: judges other replies than those in generations.jsonl" in error
 
 
 def test_a_model_is_compared_with_others_on_the_same_prompts(few_rows, tmp_path, monkeypatch, capsys):
