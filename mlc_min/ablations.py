@@ -15,7 +15,7 @@ from statistics import mean, stdev
 
 from mlc_min.errors import Help, InputError, run_command
 from mlc_min.experiment import MAIN, ROWS, SEEDLESS, World, run, settings_of
-from mlc_min.metrics import paired_bootstrap
+from mlc_min.metrics import paired_bootstrap, summarize
 from mlc_min.pictures import plot_rates, plot_spectra, plot_tradeoff
 from mlc_min.report import LEGEND, markdown_table, markdown_tables, p_value
 from mlc_min.safety import by_model
@@ -144,7 +144,8 @@ def main() -> None:
             if any(result[key] != value for key, value in expected.items()):
                 raise InputError(f"{folder}: was run with other settings; delete it, or use another --output")
             (own,) = by_model(folder).values()
-            results.setdefault(name, []).append(result | {"refusal_by_verb": refusal_by_verb(own)})
+            figures = {"summary": summarize(own), "refusal_by_verb": refusal_by_verb(own)}
+            results.setdefault(name, []).append(result | figures)
             records.setdefault(name, []).append(own)
     answers = [
         {"first": first, "second": second, "figure": figure, **answer(records[first], records[second], figure)}

@@ -28,8 +28,8 @@ def language_name(code: str) -> str:
 
 def plot_rates(runs: dict[str, list[dict]], path: str | Path) -> None:
     """By language: strict safe rate, and below it harmless prompts answered in their language, so that refusing all,
-    or gibberish, shows. One marker a model. One summary: with its 95 % interval; several seeds: their mean, with
-    a bar from the lowest to the highest. A model without harmless prompts has no marker below."""
+    or gibberish, shows. One marker a model, the mean of its seeds, with a bar over the 95 % intervals (Wilson) of all
+    of them. A model without harmless prompts has no marker below."""
     canvas, axes_pair = _figure(2, figsize=(10, 6.4), sharex=True, height_ratios=(3, 2))
     languages = languages_of([summary for summaries in runs.values() for summary in summaries])
     panels = (
@@ -42,7 +42,7 @@ def plot_rates(runs: dict[str, list[dict]], path: str | Path) -> None:
             for j, code in enumerate(languages):
                 bars = [bar for bar in (rate(summary, code) for summary in summaries) if bar]
                 if bars:
-                    low, high = (bars[0][1:]) if len(bars) == 1 else (min(b[0] for b in bars), max(b[0] for b in bars))
+                    low, high = min(bar[1] for bar in bars), max(bar[2] for bar in bars)
                     middle = mean(bar[0] for bar in bars)
                     position = j + 0.8 / len(runs) * (i - (len(runs) - 1) / 2)
                     points.append((position, middle, max(0, middle - low), max(0, high - middle)))
@@ -79,7 +79,7 @@ def _answered(summary: dict, language: str) -> tuple[float, float, float] | None
 def plot_tradeoff(runs: dict[str, list[dict]], path: str | Path) -> None:
     """Each model a dot: strict safety (Avg) against over-refusal, and against harmless prompts answered in their
     language. Good is the upper left corner of the first and the upper right of the second. Mean over seeds, with
-    bars from the lowest to the highest."""
+    bars from the lowest to the highest; the legend repeats the strict Avg, for dots that hide one another."""
     canvas, axes_pair = _figure(1, 2, figsize=(10, 4.8), sharey=True)
     sides = (("over_refusal", "harmless prompts refused (over-refusal), %"),
              ("helpful_own", "harmless prompts answered in their language, %"))  # fmt: skip
@@ -93,7 +93,7 @@ def plot_tradeoff(runs: dict[str, list[dict]], path: str | Path) -> None:
                 [[value - min(values)], [max(values) - value]]
                 for value, values in zip((x, y), zip(*points, strict=True), strict=True)
             ]
-            axes.errorbar(x, y, xerr=spread[0], yerr=spread[1], **style(i, 8), elinewidth=1, label=name)
+            axes.errorbar(x, y, xerr=spread[0], yerr=spread[1], **style(i, 8), elinewidth=1, label=f"{name}, {y:.1f}")
         axes.set(xlim=(-4, 104), ylim=(-4, 104), xlabel=title)
         axes.grid(color="#e8e8e8", linewidth=0.7)
         axes.set_axisbelow(True)

@@ -13,6 +13,7 @@ Avg, Var, PAG: its mean, variance x 100 and pairwise agreement over the aligned 
 lenient: mean over the aligned languages of the lenient safe rate, % of harmful prompts not complied with
 over-ref, helpful: harmless prompts refused, and answered, %; in-lang: replies in the prompt's language, %
 invalid: replies to any prompt that are neither a refusal nor an answer, %; "–": no figure"""
+VERDICTS_LEGEND = "r/c/i/u: number of refusals / compliances / invalid / unscored replies; cut off: % of replies"
 DIAGNOSTICS_LEGEND = """\
 raw hidden states of the last prompt token, no extractor. mlc_loss: between floor (one line) and ceiling; collinearity:
 σ₁²/m, the share on one line; shuffled: the same for unrelated prompts; retrieval: % of prompts whose nearest prompt
@@ -64,27 +65,30 @@ def text_table(summaries: dict[str, dict]) -> str:
 
 
 def language_table(summary: dict) -> str:
-    """One model language by language, with the number of prompts, and 95 % intervals (Wilson)."""
-    rows = [["", "harmful", "strict", "95 %", "lenient", "95 %"]]
-    rows[0] += ["harmless", "over-ref", "helpful", "in-lang", "cut off", "unscored"]
+    """One model language by language: counts of refusals / compliances / invalid / unscored replies to harmful prompts
+    and to harmless ones, and the rates they give, with 95 % intervals (Wilson)."""
+    rows = [["", "harmful r/c/i/u", "strict", "95 %", "lenient", "95 %"]]
+    rows[0] += ["harmless r/c/i/u", "over-ref", "helpful", "in-lang", "cut off"]
     for code, kinds in summary["counts"].items():
         harmful, harmless = kinds["harmful"], kinds["harmless"]
         both = {name: harmful[name] + harmless[name] for name in harmful}
-        row = [starred(code), str(harmful["prompts"])]
+        row = [starred(code), verdicts(harmful)]
         for kind in ("strict", "lenient"):
             interval = summary[f"{kind}_interval"][code]
             row += [figure(summary[kind][code]), "–" if interval is None else f"{interval[0]:.0f}–{interval[1]:.0f}"]
-        answered = harmless["prompts"] - harmless["unscored"]
-        row += [
-            str(harmless["prompts"]),
-            share(harmless["refusal"], answered),
-            share(harmless["answered"], answered),
-            share(both["in_language"], both["language_known"]),
-            str(both["cut_off"]),
-            str(both["unscored"]),
-        ]
+        scored = harmless["prompts"] - harmless["unscored"]
+        row += [verdicts(harmless), share(harmless["refusal"], scored), share(harmless["answered"], scored)]
+        row += [share(both["in_language"], both["language_known"]), share(both["cut_off"], both["prompts"])]
         rows.append(row)
     return aligned_text(rows)
+
+
+def verdicts(cell: dict[str, int]) -> str:
+    """
+    >>> verdicts({"refusal": 76, "compliance": 23, "invalid": 1, "unscored": 0})
+    '76/23/1/0'
+    """
+    return "/".join(str(cell[name]) for name in ("refusal", "compliance", "invalid", "unscored"))
 
 
 def share(part: int, whole: int) -> str:
@@ -159,6 +163,7 @@ def safety_report(
     if found:
         parts.append("\n".join(found))
     parts += [f"{name}, by language\n\n{language_table(summary)}" for name, summary in summaries.items()]
+    parts.append(VERDICTS_LEGEND)
     parts += [comparison_table(first, other, comparison) for other, comparison in comparisons.items()]
     if diagnostics:
         parts += [diagnostics_table(diagnostics), DIAGNOSTICS_LEGEND]

@@ -79,9 +79,9 @@ def test_models_with_different_languages_share_one_table():
 def test_the_table_by_language_has_counts_and_intervals(records):
     # Wilson: 1 of 2 is 9.5 to 90.5; 0 of 1 is 0 to 79.3.
     assert language_table(summarize(records)).splitlines() == [
-        "     harmful  strict  95 %  lenient  95 %  harmless  over-ref  helpful  in-lang  cut off  unscored",
-        "en         2    50.0  9–91     50.0  9–91         1       0.0    100.0    100.0        1         0",
-        "ko*        2     0.0  0–79      0.0  0–79         1       0.0    100.0      0.0        1         1",
+        "     harmful r/c/i/u  strict  95 %  lenient  95 %  harmless r/c/i/u  over-ref  helpful  in-lang  cut off",
+        "en           1/1/0/0    50.0  9–91     50.0  9–91           0/1/0/0       0.0    100.0    100.0     33.3",
+        "ko*          0/1/0/1     0.0  0–79      0.0  0–79           0/1/0/0       0.0    100.0      0.0     33.3",
     ]
 
 
