@@ -1,32 +1,78 @@
-"""The committed figures: the README shows what the JSON holds, and the JSON is made of counts that add up."""
+"""The committed figures: the pages show what the JSON holds, and the JSON is made of counts that add up."""
 
 import json
 from pathlib import Path
+from statistics import mean
 
-from mlc_min.report import markdown_tables
+import pytest
+
+from mlc_min.ablations import QUESTIONS, answers_table
+from mlc_min.experiment import MAIN, ROWS, SEEDLESS, settings_of
+from mlc_min.metrics import wilson
+from mlc_min.report import figure, markdown_tables
 
 ROOT = Path(__file__).resolve().parent.parent
-DEMO = json.loads((ROOT / "data/results/demo.json").read_text(encoding="utf-8"))
-RUNS = {name: [run["models"][name] for run in DEMO["runs"]] for name in DEMO["runs"][0]["models"]}
+RESULTS = ROOT / "data/results"
+ABLATIONS = json.loads((RESULTS / "ablations.json").read_text(encoding="utf-8"))
+RUNS = {name: [run["summary"] for run in runs] for name, runs in ABLATIONS["rows"].items()}
+SHOWN = (*MAIN, "paper's settings")
 
 
-def test_the_readme_shows_the_committed_table():
-    assert markdown_tables(RUNS) in (ROOT / "README.md").read_text(encoding="utf-8")
-    assert markdown_tables(RUNS) in (ROOT / "data/results/demo.md").read_text(encoding="utf-8")
+def text(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
 
 
-def test_five_seeds_are_committed_with_settings_and_diagnostics():
-    assert [run["seed"] for run in DEMO["runs"]] == [0, 1, 2, 3, 4]
-    for run in DEMO["runs"]:
-        assert run["split"] == "test" and run["hardware"] and run["versions"]["torch"]
-        for model in run["models"].values():
-            assert {"settings", "last_step", "diagnostics", "counts"} <= set(model)
+def test_the_pages_show_the_committed_tables():
+    assert markdown_tables({name: RUNS[name] for name in SHOWN}) in text("README.md")
+    assert markdown_tables(RUNS) in text("data/results/ablations.md")
+    assert answers_table(ABLATIONS["answers"]) in text("data/results/ablations.md")
 
 
-def test_rates_follow_from_the_counts():
-    for summaries in RUNS.values():
-        for summary in summaries:
-            for code, counts in summary["counts"].items():
-                for cell in counts.values():
-                    assert cell["refusal"] + cell["compliance"] + cell["invalid"] == cell["prompts"] == 100
-                assert summary["refusal"][code] == counts["harmful"]["refusal"]
+def test_every_row_has_five_seeds_with_the_settings_of_the_code():
+    assert list(RUNS) == list(ROWS) and len(ABLATIONS["answers"]) == len(QUESTIONS)
+    for name, runs in ABLATIONS["rows"].items():
+        assert [run["seed"] for run in runs] == ([None] if name in SEEDLESS else [0, 1, 2, 3, 4])
+        for seed, run in enumerate(runs):
+            assert run["split"] == "test" and run["hardware"] and run["versions"]["torch"]
+            # Settings that came later stand at defaults which change nothing.
+            assert run["settings"] is None or run["settings"].items() <= settings_of(name, seed).items()
+
+
+def test_rates_and_intervals_follow_from_the_counts():
+    for summary in (summary for summaries in RUNS.values() for summary in summaries):
+        for code, counts in summary["counts"].items():
+            for cell in counts.values():
+                assert cell["refusal"] + cell["compliance"] + cell["invalid"] == cell["prompts"] == 100
+            assert summary["strict"][code] == counts["harmful"]["refusal"]
+            assert summary["lenient"][code] == 100 - counts["harmful"]["compliance"]
+            assert summary["strict_interval"][code] == pytest.approx(wilson(counts["harmful"]["refusal"], 100))
+
+
+def test_the_answers_of_the_page_are_the_committed_ones():
+    page = text("data/results/README.md")
+    answers = {(a["first"], a["second"], a["figure"]): a for a in ABLATIONS["answers"]}
+    for question, shown in {
+        ("DPO+MLC", "DPO", "avg"): "+45.2 ± 0.5 (38.9 to 51.1)",
+        ("DPO+MLC", "control: shuffled", "avg"): "+22.0 ± 2.7 (16.7 to 27.7)",
+        ("MLC λ 12", "cosine λ 24", "avg"): "−2.6 ± 1.3 (−5.8 to −0.4)",
+        ("DPO+MLC", "frozen extractor", "avg"): "−5.5 ± 1.0 (−12.2 to −0.1)",
+    }.items():
+        answer = answers[question]
+        assert shown in page
+        first, low, high = (shown.split(" ")[0], shown.split("(")[1].split(" ")[0], shown.split(" ")[-1][:-1])
+        for written, value in ((first, mean(answer["by_seed"])), (low, answer["low"]), (high, answer["high"])):
+            assert float(written.replace("−", "-")) == pytest.approx(value, abs=0.0501), question
+    for name, key, shown in (
+        ("DPO", "avg", "47.2"),
+        ("DPO+MLC", "avg", "92.5"),
+        ("control: shuffled", "avg", "70.5"),
+        ("control: shuffled", "lenient_avg", "77.9"),
+        ("MLC λ 12", "avg", "93.2"),
+        ("cosine λ 24", "avg", "95.9"),
+        ("frozen extractor", "avg", "98.0"),
+        ("no extractor", "avg", "99.0"),
+        ("harmful-only DPO", "over_refusal", "15.9"),
+        ("harmful-only DPO+MLC", "over_refusal", "88.1"),
+        ("harmful-only DPO+MLC", "lenient_avg", "100.0"),
+    ):
+        assert figure(mean(summary[key] for summary in RUNS[name]), key) == shown and shown in page
