@@ -57,12 +57,16 @@ def parse_languages(codes: str, flag: str = "--languages") -> tuple[str, ...]:
 
 
 def read_rows(
-    path: str | Path, languages: tuple[str, ...] | None = ("en",), responses: tuple[str, ...] = ()
+    path: str | Path,
+    languages: tuple[str, ...] | None = ("en",),
+    responses: tuple[str, ...] = (),
+    required: tuple[str, ...] | None = None,
 ) -> list[Row]:
     """Read a JSONL file, a JSON list or a CSV file; check that each row has `languages` and `responses`.
 
     languages: codes; "en" is the field `prompt`, any other `prompt_<code>`; prompts in other languages are
-    left alone. None: those that the first row has. responses: of "chosen", "rejected". Raises InputError for
+    left alone. None: those that the first row has. required: those of them that each row must have, all by
+    default; a row holds the others where it has them. responses: of "chosen", "rejected". Raises InputError for
     anything that is not as the module's first lines say.
     """
     path = Path(path)
@@ -77,7 +81,8 @@ def read_rows(
     for value, line in _csv_values(text, path) if path.suffix.lower() == ".csv" else _json_values(text, path):
         if languages is None and isinstance(value, dict):
             languages = _languages_in(value, f"{path}:{line}")
-        rows.append(_make_row(value, f"{path}:{line}", languages or (), responses))
+        needed = languages if required is None else required
+        rows.append(_make_row(value, f"{path}:{line}", languages or (), needed or (), responses))
     if not rows:
         raise InputError(f"{path}: holds no rows; expected one JSON object a line, a JSON list of objects, or CSV")
     return rows
@@ -152,7 +157,9 @@ def _json_values(text: str, path: Path):
             raise InputError(f"{path}:{line}: more text after the JSON object; write one object a line")
 
 
-def _make_row(value, where: str, languages: tuple[str, ...], responses: tuple[str, ...]) -> Row:
+def _make_row(
+    value, where: str, languages: tuple[str, ...], required: tuple[str, ...], responses: tuple[str, ...]
+) -> Row:
     if not isinstance(value, dict):
         raise InputError(f"{where}: a row must be a JSON object, this is a {type(value).__name__}")
     fields = dict(value)
@@ -174,6 +181,9 @@ def _make_row(value, where: str, languages: tuple[str, ...], responses: tuple[st
         name = "prompt" if language == "en" else f"prompt_{language}"
         if name not in fields and language in fields and language != "id":
             name = language
+        if language not in required and fields.get(name) in (None, "", []):
+            fields.pop(name, None)
+            continue
         if name not in fields:
             raise InputError(f"{where}: field '{name}' is missing; add it, or leave '{language}' out of --languages")
         prompts[language] = _text(fields.pop(name), name, where)
@@ -252,20 +262,27 @@ def _require_chat_template(tokenizer) -> None:
         )
 
 
-def encode_rows(rows: list[Row], tokenizer, languages: tuple[str, ...], max_length: int) -> tuple[list[Example], int]:
-    """Tokenise rows; returns the examples and how many rows were left out because they exceed `max_length`.
+def encode_rows(
+    rows: list[Row], tokenizer, languages: tuple[str, ...], max_length: int
+) -> tuple[list[Example], dict[str, list[str]]]:
+    """Tokenise rows; returns the examples and the rows that were left out as longer than `max_length` tokens:
+    {"prompt": where of those with a prompt too long by itself, "response": of those whose response does not fit}.
 
     Prompt and response are encoded apart, so no token spans the boundary and the prompt's ids are a prefix
-    of the whole. A row that does not fit is left out and counted, never trained on with its response cut.
+    of the whole. A row that does not fit is left out and named, never trained on with its response cut.
     """
     examples = []
+    left_out: dict[str, list[str]] = {"prompt": [], "response": []}
     for row in rows:
-        prompts = {language: encode_prompt(tokenizer, row.prompts[language]) for language in languages}
+        prompts = {code: encode_prompt(tokenizer, row.prompts[code]) for code in languages if code in row.prompts}
         responses = [None if t is None else encode_response(tokenizer, t) for t in (row.chosen, row.rejected)]
-        longest = max(len(prompts[languages[0]]) + len(r or ()) for r in responses)
-        if max(longest, *map(len, prompts.values())) <= max_length:
+        if max(map(len, prompts.values())) > max_length:
+            left_out["prompt"].append(row.where)
+        elif max(len(prompts[languages[0]]) + len(r or ()) for r in responses) > max_length:
+            left_out["response"].append(row.where)
+        else:
             examples.append(Example(row.where, prompts, *responses))
-    return examples, len(rows) - len(examples)
+    return examples, left_out
 
 
 def shuffle_translations(examples: list[Example], seed: int) -> list[Example]:
@@ -278,15 +295,20 @@ def shuffle_translations(examples: list[Example], seed: int) -> list[Example]:
     if len(examples) < 2:
         raise InputError("--shuffle_translations needs at least two rows")
     generator = torch.Generator().manual_seed(seed)
-    first, *others = examples[0].prompts
-    orders = {}
-    for language in others:  # one random cycle through all examples, so nobody keeps their own
-        cycle = torch.randperm(len(examples), generator=generator).tolist()
+    first = next(iter(examples[0].prompts))
+    languages = dict.fromkeys(language for example in examples for language in example.prompts)
+    orders: dict[str, dict[int, int]] = {}
+    for language in list(languages)[1:]:  # one random cycle through all examples with it, so nobody keeps their own
+        having = [i for i, example in enumerate(examples) if language in example.prompts]
+        if len(having) < 2:
+            raise InputError(f"--shuffle_translations: fewer than two rows have '{language}'")
+        cycle = [having[k] for k in torch.randperm(len(having), generator=generator).tolist()]
         orders[language] = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
     return [
         Example(
             e.where,
-            {first: e.prompts[first]} | {lang: examples[order[i]].prompts[lang] for lang, order in orders.items()},
+            {first: e.prompts[first]}
+            | {code: examples[orders[code][i]].prompts[code] for code in e.prompts if code != first},
             e.chosen,
             e.rejected,
         )
@@ -334,9 +356,12 @@ def chosen_batch(examples: list[Example], pad_id: int) -> dict[str, torch.Tensor
 
 
 def consistency_batch(examples: list[Example], languages: tuple[str, ...], pad_id: int) -> dict[str, torch.Tensor]:
-    """(N·m, T), prompt by prompt: row n·m + j is prompt n in language j, so `.view(N, m, -1)` gives the groups.
+    """(Σ sizes, T), prompt by prompt: first all languages of prompt 0, then those of prompt 1, …; sizes (N,) int64:
+    how many languages each prompt has, so `.split(sizes)` gives the groups.
 
     (The official SFT route lays them out language by language and then reshapes as if prompt by prompt,
     which mixes prompts within a group.)
     """
-    return pad([e.prompts[language] for e in examples for language in languages], pad_id)
+    groups = [[e.prompts[language] for language in languages if language in e.prompts] for e in examples]
+    batch = pad([ids for group in groups for ids in group], pad_id)
+    return batch | {"sizes": torch.tensor([len(group) for group in groups])}

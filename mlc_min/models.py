@@ -23,16 +23,25 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def load_model(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):
+def load_model(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    attention: str | None = None,
+):
     """(model, tokenizer) from a folder or Hub id; weights in safetensors only, and no code from the folder is run.
 
     dtype: of the weights. float32 by default: at learning rates around 1e-6 an update of a bfloat16
-    weight rounds to nothing. Raises InputError in one line if there is no such model.
+    weight rounds to nothing. attention: backend of transformers, such as "eager" or "sdpa"; None: its own choice.
+    Raises InputError in one line if there is no such model or backend.
     """
+    settings = {"use_safetensors": True, "trust_remote_code": False}
+    if attention:
+        settings["attn_implementation"] = attention
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **settings)
+    except (OSError, ValueError, KeyError, ImportError) as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise InputError(
             f"--model {path}: cannot be loaded ({reason}); give a folder with a model in safetensors and a tokenizer"
@@ -79,3 +88,27 @@ def fingerprint(model) -> str:
         sample = values[:: max(1, values.numel() // 64)].float().cpu()
         digest.update(f"{name} {tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def add_adapters(model, rank: int, alpha: int):
+    """The model with LoRA adapters of peft on all its linear layers but the head; only these are trained.
+
+    alpha: 0 is twice the rank. Their start is a product with zeros, so the model is the same as without.
+    Raises InputError if peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise InputError("--lora: needs peft; run `pip install peft`, or leave --lora out") from None
+    settings = LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(model, settings)
+
+
+def without_dropout(model) -> None:
+    """Put the model into training mode, which gradient checkpointing needs, with every dropout at 0."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+    model.train()

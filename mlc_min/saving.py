@@ -9,11 +9,16 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give the path of a file beside the target to write; it takes the target's place when the block ends well."""
+    """Give the path of a file beside the target to write; it takes the target's place when the block ends well, and is
+    removed when it does not."""
     path = Path(path)
     fresh = path.with_name(f".{path.name}.new")
-    yield fresh
-    os.replace(fresh, path)
+    try:
+        yield fresh
+        os.replace(fresh, path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 def write_atomically(path: str | Path, text: str) -> None:

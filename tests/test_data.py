@@ -294,7 +294,7 @@ def test_rows_become_hand_computed_tokens():
             Example("f:1", {"en": [2, 6, 3], "zh": [2, 7, 8, 3]}, [10, 1], [11, 12, 1]),
             Example("f:2", {"en": [2, 14, 3], "zh": [2, 13, 3]}, [15, 1], None),
         ],
-        0,
+        {"prompt": [], "response": []},
     )
 
 
@@ -354,8 +354,45 @@ def test_a_row_too_long_by_one_token_is_left_out_and_counted_never_cut(longest):
     short = Row("f:1", {"en": "a", "zh": "b"}, "c", "d")
     rows = [short, Row("f:2", *texts), short]
     fitting, left_out = encode_rows(rows, TOKENIZER, ("en", "zh"), 8)
-    assert (len(fitting), left_out) == (3, 0)
-    assert encode_rows(rows, TOKENIZER, ("en", "zh"), 7) == ([fitting[0], fitting[2]], 1)
+    assert (len(fitting), left_out) == (3, {"prompt": [], "response": []})
+    reason = "prompt" if longest == "zh" else "response"
+    expected = {"prompt": [], "response": []} | {reason: ["f:2"]}
+    assert encode_rows(rows, TOKENIZER, ("en", "zh"), 7) == ([fitting[0], fitting[2]], expected)
+
+
+def test_rows_keep_the_translations_they_have_where_only_some_are_required(tmp_path):
+    rows = [{"prompt": "a", "prompt_zh": "b", "prompt_ar": ""}, {"prompt": "a", "prompt_ar": "c", "prompt_zh": None}]
+    path = write(tmp_path, "\n".join(map(json.dumps, rows)))
+    first, second = read_rows(path, ("en", "zh", "ar"), required=("en",))
+    assert (set(first.prompts), set(second.prompts)) == ({"en", "zh"}, {"en", "ar"})
+    with pytest.raises(InputError, match=r":1: field 'prompt_ar' is empty"):
+        read_rows(path, ("en", "zh", "ar"))
+
+
+def test_shuffling_moves_each_prompt_among_the_rows_that_have_its_language():
+    examples = [
+        Example(f"f:{i}", {"en": [i]} | ({"zh": [10 + i]} if i < 3 else {}) | ({"ar": [20 + i]} if i else {}), [1], [1])
+        for i in range(4)
+    ]
+    shuffled = shuffle_translations(examples, 0)
+    assert [set(e.prompts) for e in shuffled] == [set(e.prompts) for e in examples]
+    for code, present in (("zh", [0, 1, 2]), ("ar", [1, 2, 3])):
+        before = [examples[i].prompts[code] for i in present]
+        after = [shuffled[i].prompts[code] for i in present]
+        assert sorted(before) == sorted(after) and all(a != b for a, b in zip(after, before, strict=True))
+    with pytest.raises(InputError, match="fewer than two rows have 'zh'"):
+        shuffle_translations([examples[0], examples[3]], 0)
+
+
+def test_groups_with_different_languages_lie_one_after_the_other_with_their_sizes():
+    examples = [
+        Example("f:1", {"en": [1], "ar": [2, 3]}, [9], None),
+        Example("f:2", {"en": [4]}, [9], None),
+        Example("f:3", {"en": [5], "zh": [6], "ar": [7]}, [9], None),
+    ]
+    batch = lists(consistency_batch(examples, ("en", "zh", "ar"), 0))
+    assert batch["sizes"] == [2, 1, 3]
+    assert batch["input_ids"] == [[1, 0], [2, 3], [4, 0], [5, 0], [6, 0], [7, 0]]
 
 
 def test_a_tokenizer_without_chat_template_is_refused_with_a_remedy():
@@ -460,6 +497,7 @@ def test_consistency_batch_is_the_hand_typed_one_prompt_by_prompt():
     assert lists(consistency_batch(PAIR, ("en", "zh"), 0)) == {
         "input_ids": [[2, 6, 3, 0], [2, 7, 8, 3], [2, 12, 13, 3], [2, 3, 0, 0]],
         "attention_mask": [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]],
+        "sizes": [2, 2],
     }
 
 

@@ -11,17 +11,16 @@ from mlc_min.consistency import make_extractor
 from mlc_min.data import Example, shuffle_translations
 from mlc_min.errors import InputError
 from mlc_min.models import vocabulary_head
+from mlc_min.settings import CHOICES
 from mlc_min.train import (
-    METHODS,
-    MetricsLog,
     TrainConfig,
     alignment_loss,
     consistency_loss,
-    log_line,
     reference_logps,
     row_order,
     train,
 )
+from mlc_min.training_log import TIMES, MetricsLog, log_line
 
 LANGUAGES = "en,zh,sw"
 
@@ -103,7 +102,7 @@ def test_precomputed_reference_equals_the_live_one_and_does_not_move(model, exam
     assert not torch.allclose(before, reference_logps(model, vocabulary_head(model), examples, 0, 8), atol=1e-2)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CHOICES["method"])
 def test_accumulation_gives_the_gradient_of_one_large_batch(model, examples, method):
     config = settings(method=method, mlc_weight=0.8)
     whole = gradient(model, examples, 8, config)
@@ -120,7 +119,7 @@ def test_weight_0_is_the_plain_method_bit_for_bit(tiny_model, examples):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CHOICES["method"])
 def test_each_method_lowers_its_loss_and_mlc_the_consistency_loss(model, examples, method):
     config = settings(method=method, steps=40, mlc_weight=2.0, extractor="frozen", batch_size=8, log_every=1)
     _, history = train(config, model, Tokenizer, examples, quiet=True)
@@ -239,7 +238,7 @@ def test_a_resumed_run_ends_with_the_same_bits_and_the_same_log(tiny_model, exam
         assert torch.equal(a, b)
 
     def timeless(log):
-        return [{k: v for k, v in metrics.items() if k != "seconds"} for metrics in log]
+        return [{k: v for k, v in metrics.items() if k not in TIMES} for metrics in log]
 
     assert timeless(history) == timeless(later)
 

@@ -1,0 +1,74 @@
+"""What a finished run leaves: a model folder that every other tool loads, and a card that says how it was made."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from mlc_min import provenance
+from mlc_min.saving import save_folder
+from mlc_min.settings import TrainConfig
+
+
+def record_of(config: TrainConfig, device: torch.device, rows: dict) -> dict:
+    """The resolved settings, what became of the rows, and what it ran on."""
+    return {
+        "settings": asdict(config),
+        "rows": rows,
+        "versions": provenance.versions(),
+        "git_commit": provenance.git_commit(),
+        "hardware": provenance.hardware(device),
+    }
+
+
+def save_run(config: TrainConfig, model, tokenizer, extractor: nn.Module, record: dict, history: list[dict]) -> None:
+    """Write the `model` folder of the run, whole or not at all: weights in safetensors (with LoRA: the adapters in
+    peft's format), tokenizer, `extractor.safetensors`, `train_config.json` (`record`) and README.md."""
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if config.mlc_weight and extractor.state_dict():
+            save_file(extractor.state_dict(), folder / "extractor.safetensors")
+        (folder / "train_config.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(model_card(config, record, history), encoding="utf-8")
+
+    save_folder(Path(config.output) / "model", write)
+
+
+def model_card(config: TrainConfig, record: dict, history: list[dict]) -> str:
+    """README.md of the model: how it was made, how to load it, and what is not known about it."""
+    method = config.method.upper() + (
+        f" + {config.mlc_weight:g} x {config.consistency.upper()}" if config.mlc_weight else ""
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    load = f'AutoModelForCausalLM.from_pretrained("{config.output}/model")'
+    if config.lora:
+        load = f'AutoPeftModelForCausalLM.from_pretrained("{config.output}/model")  # from peft'
+    last = {name: value for metrics in history for name, value in metrics.items()}
+    shown = ("align_loss", "accuracy", "margin", "mlc_floor", "mlc_loss", "mlc_ceiling", "mlc_shuffled", "retrieval")
+    figures = "\n".join(f"| {name} | {last[name]:.4g} |" for name in shown if name in last)
+    settings = "\n".join(f"| `{name}` | `{value}` |" for name, value in record["settings"].items() if value != "")
+    return f"""# {Path(config.model).name}, aligned with {method}
+
+Made by mlc_min from `{config.model}` on {record["rows"]["used"]} rows of `{config.train}`, in {config.steps} steps.
+Commit {record["git_commit"]}; {versions}; {record["hardware"]}.
+
+```python
+model = {load}
+```
+
+`extractor.safetensors`, where there is one, is the linear map of the MLC loss; the model does not need it.
+No safety has been measured by making it: `python -m mlc_min.safety --model {config.output}/model --test …` does that.
+
+| last logged step | |
+|---|---|
+{figures}
+
+| setting | |
+|---|---|
+{settings}
+"""

@@ -1,0 +1,263 @@
+"""A run that is killed, stopped, starved of disk or fed nonsense: nothing saved is lost, and resumed it ends alike."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from mlc_min import checkpoint, reference
+from mlc_min.data import encode_rows, read_rows
+from mlc_min.errors import InputError, run_command
+from mlc_min.models import load_model, vocabulary_head
+from mlc_min.sentences import EMBEDDED
+from mlc_min.train import main
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_text("\n".join((EMBEDDED / "train.jsonl").read_text("utf-8").splitlines()[::100]), "utf-8")
+    return path
+
+
+def arguments(few: Path, output: Path, *more) -> list[str]:
+    # fmt: off
+    return [str(a) for a in (
+        "--train", few, "--output", output, "--languages", "en,zh,sw", "--mlc_weight", 1, "--batch_size", 2,
+        "--accumulation", 2, "--steps", 24, "--log_every", 1, "--save_every", 1, "--device", "cpu",
+        "--reference_cache", output.parent / "reference", "--extractor_dim", 16, *more,
+    )]
+    # fmt: on
+
+
+def trainer(few: Path, output: Path, *more) -> subprocess.Popen:
+    command = [sys.executable, "-m", "mlc_min.train", *arguments(few, output, *more)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def in_process(monkeypatch, few: Path, output: Path, *more) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", *arguments(few, output, *more)])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    main()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(few, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("undisturbed") / "run"
+    process = trainer(few, output)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    return output
+
+
+def same_result(first: Path, second: Path) -> None:
+    for name in ("model.safetensors", "extractor.safetensors"):
+        a, b = load_file(first / "model" / name), load_file(second / "model" / name)
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), name
+    logs = [(folder / "train_log.jsonl").read_text().splitlines() for folder in (first, second)]
+    steps = [[json.loads(line)["step"] for line in log] for log in logs]
+    assert steps[0] == steps[1] == list(range(24))
+
+
+def wait_for(path: Path, change: float, process: subprocess.Popen) -> None:
+    """Until the file at `path` is newer than `change`, or the process has ended."""
+    for _ in range(6000):
+        if process.poll() is not None or (path.exists() and path.stat().st_mtime > change):
+            return
+        time.sleep(0.01)
+
+
+def test_killed_at_ten_random_moments_and_resumed_each_time_it_ends_with_the_same_bits(few, undisturbed, tmp_path):
+    output, draw = tmp_path / "run", random.Random(0)
+    kills = 0
+    while kills < 10:
+        process = trainer(few, output, "--resume", "true")
+        if kills % 2:  # while training: a random while after the next checkpoint
+            before = (output / "checkpoint.pt").stat().st_mtime if (output / "checkpoint.pt").exists() else 0.0
+            wait_for(output / "checkpoint.pt", before, process)
+            time.sleep(draw.uniform(0, 0.3))
+        else:  # at any moment of the start
+            time.sleep(draw.uniform(0, 6))
+        assert process.poll() is None, process.communicate()
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+    process = trainer(few, output, "--resume", "true")
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    same_result(undisturbed, output)
+    assert not list(output.glob(".*.new.new"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_saves_says_so_and_can_be_resumed(few, undisturbed, tmp_path, number):
+    output = tmp_path / "run"
+    process = trainer(few, output, "--save_every", 0)
+    wait_for(output / "train_log.jsonl", 0, process)
+    while process.poll() is None and len((output / "train_log.jsonl").read_text().splitlines()) < 3:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number and "--resume true continues from it" in errors
+    assert (output / "checkpoint.pt").exists() and not (output / "model").exists()
+    process = trainer(few, output, "--resume", "true")
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    same_result(undisturbed, output)
+
+
+def test_a_save_that_fails_half_way_leaves_the_checkpoint_before_it_whole(few, undisturbed, tmp_path, monkeypatch):
+    output, real, saves = tmp_path / "run", torch.save, []
+
+    def full_disk(state, path):
+        saves.append(path)
+        real(state, path)
+        if len(saves) == 4:
+            with open(path, "r+b") as file:
+                file.truncate(1000)
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.torch, "save", full_disk)
+        with pytest.raises(InputError, match=r"step 4 cannot be saved .*No space left.*the one before it is whole"):
+            in_process(patch, few, output)
+    assert torch.load(output / "checkpoint.pt", weights_only=True)["step"] == 3
+    assert [path.name for path in output.glob(".*")] == []
+    process = trainer(few, output, "--resume", "true")
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    same_result(undisturbed, output)
+
+
+def test_a_loss_that_is_not_finite_names_the_step_the_rows_and_the_last_good_checkpoint(few, tmp_path, monkeypatch):
+    calls = []
+    real = reference.sequence_logps
+
+    def broken(states, *more):
+        calls.append(1)
+        return real(states * float("nan") if len(calls) == 9 else states, *more)
+
+    monkeypatch.setattr(reference, "sequence_logps", broken)
+    with pytest.raises(InputError) as error:
+        in_process(monkeypatch, few, tmp_path / "run", "--reference_cache", "", "--batch_size", 2)
+    message = str(error.value)
+    saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"]
+    assert message.startswith(f"step {saved}: the loss is nan") and f"{few}:" in message
+    assert f"the last good checkpoint is {tmp_path / 'run' / 'checkpoint.pt'}, step {saved}" in message
+
+
+def test_a_planted_pickle_is_refused_and_not_run(few, tmp_path, monkeypatch):
+    output = tmp_path / "run"
+    output.mkdir()
+
+    class Planted:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "was run"),))
+
+    torch.save({"step": 1, "settings": Planted()}, output / "checkpoint.pt")
+    with pytest.raises(InputError, match="not a whole checkpoint"):
+        in_process(monkeypatch, few, output, "--resume", "true")
+    assert not (tmp_path / "was run").exists()
+
+
+def test_no_part_of_the_package_can_load_a_pickle():
+    for path in (ROOT / "mlc_min").glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "pickle.load" not in text and "numpy.load" not in text and "np.load" not in text
+        assert text.count("torch.load(") == text.count("weights_only=True"), path.name
+
+
+# --- the reference's cache ---
+
+
+def test_reference_log_probs_are_kept_and_made_again_when_model_data_or_template_change(few, tmp_path, capsys):
+    model, tokenizer = load_model(EMBEDDED / "model")
+    rows = read_rows(few, ("en",), ("chosen", "rejected"))
+
+    def cached(model, rows, tokenizer, dtype="float32"):
+        examples, _ = encode_rows(rows, tokenizer, ("en",), 1024)
+        head, folder = vocabulary_head(model), str(tmp_path / "cache")
+        logps = reference.cached_reference_logps(folder, model, head, examples, tokenizer.pad_token_id, 4, dtype)
+        assert torch.equal(logps, reference.reference_logps(model, head, examples, tokenizer.pad_token_id, 4))
+        return "reference log-probs from" in capsys.readouterr().out
+
+    assert [cached(model, rows, tokenizer) for _ in range(2)] == [False, True]
+    assert not cached(model, rows[:-1], tokenizer)
+    assert not cached(model, rows, tokenizer, "bfloat16")
+    template = tokenizer.chat_template
+    tokenizer.chat_template = template.replace("{{", " {{", 1)
+    assert not cached(model, rows, tokenizer)
+    tokenizer.chat_template = template
+    with torch.no_grad():
+        model.model.norm.weight += 0.01
+    assert not cached(model, rows, tokenizer)
+    files = list((tmp_path / "cache").iterdir())
+    assert len(files) == 5 and {path.suffix for path in files} == {".safetensors"}
+    for path in files:
+        path.write_bytes(path.read_bytes()[:50])  # damaged: computed again
+    assert [cached(model, rows, tokenizer) for _ in range(2)] == [False, True]
+
+
+# --- nonsense ---
+
+fields = st.sampled_from(["prompt", "prompt_zh", "chosen", "rejected", "harmful", "id"])
+texts = st.text(max_size=6) | st.sampled_from(["hello", "你好", "", " "])
+parts = st.none() | st.booleans() | st.integers() | texts | st.lists(texts, max_size=2)
+parts |= st.dictionaries(st.sampled_from(["from", "value", "role", "content"]), texts, max_size=3)
+rows = st.dictionaries(fields, parts, max_size=6).map(json.dumps) | st.text(max_size=30)
+
+
+@settings(max_examples=1000)
+@given(st.lists(rows, max_size=3).map("\n".join), st.sampled_from([".jsonl", ".json", ".csv"]))
+@example('{"prompt": "a", "prompt_zh": "b", "chosen": "c", "rejected": "d"}', ".jsonl")
+def test_any_file_of_rows_trains_or_ends_in_one_line_with_nothing_written(tmp_path_factory, content, suffix):
+    folder = tmp_path_factory.mktemp("fuzz")
+    path = folder / f"rows{suffix}"
+    path.write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlc_min.train.load_model", lambda *_, **__: (MODEL, TOKENIZER))
+        patch.setattr("mlc_min.train.train", lambda *_, **__: (_ for _ in ()).throw(Trains))
+        patch.setattr(
+            sys, "argv", ["train", *arguments(path, folder / "run", "--languages", "en,zh", "--method", "sft")]
+        )
+        outcome = ended(main)
+    assert outcome in ("trains", 2) and not (folder / "run").exists()
+
+
+class Trains(Exception):
+    """The rows were good enough to begin."""
+
+
+def ended(command):
+    """2 for one clear line and exit code 2; "trains" if training would have begun."""
+    import contextlib
+    import io
+
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            run_command(command)
+        except Trains:
+            return "trains"
+        except SystemExit as exit_:
+            lines = errors.getvalue().splitlines()
+            assert len(lines) == 1 and lines[0].startswith("error: "), errors.getvalue()
+            return exit_.code
+
+
+MODEL, TOKENIZER = load_model(EMBEDDED / "model")
