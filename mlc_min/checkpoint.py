@@ -45,13 +45,15 @@ class RandomState:
             torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def save_checkpoint(path: Path, step: int, config, **stateful) -> None:
-    """Write step, settings and the state_dict of each of `stateful`, whole or not at all.
+def save_checkpoint(path: Path, step: int, config, data: str, **stateful) -> None:
+    """Write step, settings, `data` (a hash of the rows) and the state_dict of each of `stateful`, whole or not at all.
 
     Raises InputError if it cannot be written, a full disk for instance; the checkpoint before it stays.
     """
     settings = {k: v for k, v in asdict(config).items() if k not in FREE_SETTINGS}
-    state = {"step": step, "settings": settings} | {name: part.state_dict() for name, part in stateful.items()}
+    state = {"step": step, "settings": settings, "data": data} | {
+        name: part.state_dict() for name, part in stateful.items()
+    }
     try:
         with replacing(path) as fresh:
             torch.save(state, fresh)
@@ -61,10 +63,10 @@ def save_checkpoint(path: Path, step: int, config, **stateful) -> None:
         raise InputError(f"{path}: step {step} cannot be saved ({reason}); make room; {kept}") from None
 
 
-def load_checkpoint(path: Path, config, **stateful) -> int:
+def load_checkpoint(path: Path, config, data: str, **stateful) -> int:
     """Restore each of `stateful` in place and return the number of steps done; 0 if there is no file.
 
-    Loads tensors and plain values only, no code. Raises InputError if the file is damaged or of other settings.
+    Loads tensors and plain values only, no code. Raises InputError if it is damaged, or of other settings or rows.
     """
     if not path.exists():
         return 0
@@ -77,6 +79,8 @@ def load_checkpoint(path: Path, config, **stateful) -> int:
                     f"--{name} {value}: {path} was made with {saved.get(name)}; "
                     "use that, or another --output to start anew"
                 )
+        if state["data"] != data:
+            raise InputError(f"{path}: was made with other rows than {config.train} holds now; use another --output")
         for name, part in stateful.items():
             part.load_state_dict(parts[name])
     except InputError:

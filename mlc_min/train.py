@@ -7,7 +7,9 @@ The loop is written out so that it can be read: one function gives the alignment
 consistency loss, and `train` adds them up.
 """
 
+import hashlib
 import itertools
+import json
 import math
 import signal
 import sys
@@ -182,7 +184,7 @@ def train(
         output.mkdir(parents=True, exist_ok=True)
         checkpoint = output / "checkpoint.pt"
         if config.resume:
-            start = load_checkpoint(checkpoint, config, **stateful)
+            start = load_checkpoint(checkpoint, config, data_hash(examples), **stateful)
             saved = f"the last good checkpoint is {checkpoint}, step {start}" if start else saved
     log = MetricsLog(checkpoint and output / "train_log.jsonl", start, config.steps, quiet, config.report_to)
     lengths = [example_length(example) for example in examples] if config.group_by_length else None
@@ -231,12 +233,18 @@ def train(
                 log.write(metrics)
             due = config.save_every and (step + 1) % config.save_every == 0
             if checkpoint and (due or stop.signal):
-                save_checkpoint(checkpoint, step + 1, config, **stateful)
+                save_checkpoint(checkpoint, step + 1, config, data_hash(examples), **stateful)
                 saved = f"the last good checkpoint is {checkpoint}, step {step + 1}"
             if stop.signal:
                 print(f"stopped after step {step}; {saved}; --resume true continues from it", file=sys.stderr)
                 sys.exit(128 + stop.signal)
     return extractor, log.history
+
+
+def data_hash(examples: list[Example]) -> str:
+    """Sixteen hex digits that change when a row, the tokenizer or the chat template does."""
+    ids = json.dumps([[e.prompts, e.chosen, e.rejected] for e in examples])
+    return hashlib.sha256(ids.encode()).hexdigest()[:16]
 
 
 def not_finite(step: int, what: str, rows: list[str], saved: str) -> str:
@@ -340,7 +348,9 @@ def main() -> None:
     config = parse_settings(__doc__)
     device = pick_device(config.device)
     rows, counts = select_rows(config)
-    model, tokenizer = load_model(config.model, device, attention=config.attention)
+    # Adapters are float32 of their own; weights that are not trained may stay in bfloat16, half the memory.
+    weights = torch.bfloat16 if config.lora and config.dtype == "bfloat16" else torch.float32
+    model, tokenizer = load_model(config.model, device, weights, config.attention)
     examples = fitting_examples(config, rows, tokenizer, counts)
     if config.epochs:
         config.steps = math.ceil(config.epochs * len(examples) / (config.batch_size * config.accumulation))

@@ -11,6 +11,8 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -29,6 +31,7 @@ FAMILIES = {
     "Qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
     "Qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 8}),
     "Llama": (LlamaConfig, LlamaForCausalLM, {}),
+    "Mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": 4}),
     "Gemma2": (Gemma2Config, Gemma2ForCausalLM, {"head_dim": 8, "query_pre_attn_scalar": 8} | SLIDING),
     "Gemma3": (Gemma3TextConfig, Gemma3ForCausalLM, {"head_dim": 8, "query_pre_attn_scalar": 8} | SLIDING),
 }
