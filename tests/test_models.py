@@ -6,11 +6,17 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from test_represent import FAMILIES, make_model
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, Gemma3Config
 
+from mlc_min.data import Example, response_batch
 from mlc_min.errors import InputError
 from mlc_min.models import freeze, load_model, pick_device, vocabulary_head
+from mlc_min.reference import response_logps
+from mlc_min.represent import last_token_states
 from mlc_min.saving import save_folder, write_atomically
+from mlc_min.settings import TrainConfig
+from mlc_min.train import train
 
 
 def test_the_head_gives_the_models_own_logits(tiny_model):
@@ -90,3 +96,50 @@ def test_write_atomically_replaces_and_leaves_nothing_beside(tmp_path):
         write_atomically(tmp_path / "f.json", json.dumps(text))
     assert json.loads((tmp_path / "f.json").read_text(encoding="utf-8")) == "zwei ü"
     assert [path.name for path in tmp_path.iterdir()] == ["f.json"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_responses_are_scored_as_by_the_whole_model_in_every_family(family):
+    model = make_model(family)
+    batch = response_batch([[5, 6, 7], [8]], [[9, 10, 2], [11, 2]], 0)
+    sums, lengths = response_logps(model, vocabulary_head(model), batch)
+    for i, (prompt, response) in enumerate([([5, 6, 7], [9, 10, 2]), ([8], [11, 2])]):
+        logits = model(torch.tensor([prompt + response])).logits[0].double()
+        chances = logits.log_softmax(-1)
+        expected = sum(chances[len(prompt) - 1 + k, token].item() for k, token in enumerate(response))
+        assert sums[i].item() == pytest.approx(expected, abs=1e-4) and lengths[i] == len(response)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True, "dtype": "bfloat16", "mlc_layer": 1}])
+def test_every_family_trains_from_log_2_with_either_way_of_saving_memory(family, options):
+    class Tokenizer:
+        pad_token_id = 0
+
+    model = make_model(family)
+    examples = [
+        Example(f"f:{i}", {"en": [5 + i, 6], "zh": [7, 8 + i, 9]}, [10 + i, 2], [20, 21 + i, 2]) for i in range(4)
+    ]
+    config = TrainConfig(
+        languages="en,zh", steps=8, batch_size=4, extractor_dim=8, mlc_weight=0.5, freeze="", sft_weight=0.0,
+        learning_rate=1e-2, log_every=1, device="cpu", **options,
+    )  # fmt: skip
+    _, history = train(config, model, Tokenizer, examples, quiet=True)
+    assert history[0]["align_loss"] == pytest.approx(0.693147, abs=0.01 if options else 1e-5)
+    assert history[-1]["loss"] < history[0]["loss"] and history[-1]["accuracy"] == 1.0
+
+
+def test_the_text_half_of_a_gemma_3_that_also_sees_is_what_is_used():
+    text = dict(vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+                intermediate_size=48, head_dim=8, sliding_window=4)  # fmt: skip
+    vision = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28)
+    tokens = dict(image_token_index=60, boi_token_index=61, eoi_token_index=62)
+    config = Gemma3Config(text_config=text, vision_config=vision | {"patch_size": 14}, mm_tokens_per_image=4, **tokens)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.tensor([[2, 5, 6, 7]])
+    mask = torch.ones_like(ids)
+    whole = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+    for layer, states in enumerate(whole.hidden_states):
+        assert torch.allclose(last_token_states(model, ids, mask, layer), states[:, -1], atol=1e-5)
+    states = model.get_decoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+    assert torch.allclose(vocabulary_head(model)(states), whole.logits, atol=1e-5)
