@@ -234,7 +234,10 @@ def encode_prompt(tokenizer, prompt: str) -> list[int]:
     reply starts, and is the same token in every language. Raises InputError if there is no chat template."""
     _require_chat_template(tokenizer)
     message = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"]
+    # A thinking model (Qwen3) would begin every reply with the same tag, so that the aligned position decides nothing;
+    # templates that know nothing of thinking do not look at the flag.
+    options = {"add_generation_prompt": True, "enable_thinking": False, "return_dict": True}
+    return tokenizer.apply_chat_template(message, **options)["input_ids"]
 
 
 def end_of_turn(tokenizer) -> int:

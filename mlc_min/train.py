@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import math
-import signal
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -49,7 +48,9 @@ from mlc_min.preference import dpo_loss, orpo_loss, sft_loss, simpo_loss
 from mlc_min.reference import cached_reference_logps, reference_logps, response_logps
 from mlc_min.represent import last_token_states, resolve_layer
 from mlc_min.run_folder import record_of, save_run
+from mlc_min.saving import write_atomically
 from mlc_min.settings import TrainConfig, parse_settings
+from mlc_min.stopping import StopRequest
 from mlc_min.training_log import MetricsLog
 
 
@@ -134,6 +135,22 @@ def group_figures(states, representations, loss, config: TrainConfig) -> dict[st
     return figures
 
 
+def total_loss(
+    model, head, extractor: nn.Module, batch, mlc_batch, reference, pad_id: int, config: TrainConfig,
+    uses_mlc: bool, is_logged: bool,
+):  # fmt: skip
+    """L_align + λ L_cons of one batch: (scalar, metrics). mlc_batch: the same rows, or shuffled ones."""
+    loss, metrics = alignment_loss(model, head, batch, reference, pad_id, config)
+    if uses_mlc:
+        auxiliary, figures = consistency_loss(model, extractor, mlc_batch, pad_id, config, is_logged)
+        loss = loss + config.mlc_weight * auxiliary
+        metrics |= figures
+    elif is_logged and any(len(example.prompts) > 1 for example in mlc_batch):
+        with torch.no_grad():  # what the states do without MLC: measured, not trained
+            metrics |= consistency_loss(model, extractor, mlc_batch, pad_id, config)[1]
+    return loss, metrics | {"loss": loss.item()}
+
+
 def train(
     config: TrainConfig,
     model,
@@ -151,7 +168,7 @@ def train(
     Raises InputError for a loss or gradient that is not finite, naming the step, the rows and the last checkpoint.
     """
     torch.manual_seed(config.seed)
-    pad_id, languages = tokenizer.pad_token_id, config.language_list
+    pad_id = tokenizer.pad_token_id
     try:
         resolve_layer(model, config.mlc_layer)
     except ValueError as error:
@@ -169,22 +186,23 @@ def train(
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         without_dropout(model)
-    has_translations = any(len(example.prompts) > 1 for example in examples) and len(languages) > 1
     mlc_examples = shuffle_translations(examples, config.seed) if config.shuffle_translations else examples
 
     parameters = [p for p in model.parameters() if p.requires_grad]
     if config.mlc_weight:
         parameters += [p for p in extractor.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    # Fused, where there is a GPU: the other ways need another copy of all parameters for a moment.
+    fused = True if model.device.type == "cuda" else None
+    optimizer = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=fused)
     scheduler = get_cosine_schedule_with_warmup(optimizer, round(config.warmup * config.steps), config.steps)
     stateful = {"model": Trained(model), "extractor": extractor, "optimizer": optimizer, "scheduler": scheduler}
     stateful["random"] = RandomState()
-    start, checkpoint, saved = 0, None, "no checkpoint was saved"
+    start, checkpoint, saved, data = 0, None, "no checkpoint was saved", data_hash(examples)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         checkpoint = output / "checkpoint.pt"
         if config.resume:
-            start = load_checkpoint(checkpoint, config, data_hash(examples), **stateful)
+            start = load_checkpoint(checkpoint, config, data, **stateful)
             saved = f"the last good checkpoint is {checkpoint}, step {start}" if start else saved
     log = MetricsLog(checkpoint and output / "train_log.jsonl", start, config.steps, quiet, config.report_to)
     lengths = [example_length(example) for example in examples] if config.group_by_length else None
@@ -194,6 +212,7 @@ def train(
     with StopRequest() as stop:
         for step in tqdm(range(start, config.steps), desc=name, leave=False, disable=quiet):
             is_logged = step % config.log_every == 0 or step == config.steps - 1
+            uses_mlc = config.mlc_weight > 0 and step % config.mlc_every == 0
             metrics: dict[str, float] = {}
             seen: list[str] = []
             for _ in range(config.accumulation):
@@ -201,22 +220,14 @@ def train(
                 batch, mlc_batch = [examples[i] for i in drawn], [mlc_examples[i] for i in drawn]
                 seen += [example.where for example in batch]
                 batch_reference = None if reference is None else reference[drawn]
-                uses_mlc = config.mlc_weight and step % config.mlc_every == 0
-                with autocast:
-                    loss, figures = alignment_loss(model, head, batch, batch_reference, pad_id, config)
-                    if not torch.isfinite(loss):
-                        raise InputError(not_finite(step, f"loss is {loss.item()}", seen, saved))
-                    try:
-                        if uses_mlc:
-                            auxiliary, more = consistency_loss(model, extractor, mlc_batch, pad_id, config, is_logged)
-                            loss = loss + config.mlc_weight * auxiliary
-                            figures |= more
-                        elif is_logged and has_translations:  # what the states do without MLC: measured, not trained
-                            with torch.no_grad():
-                                figures |= consistency_loss(model, extractor, mlc_batch, pad_id, config)[1]
-                    except ValueError as error:  # states that are not finite, or zero
-                        raise InputError(not_finite(step, f"consistency loss fails: {error}", seen, saved)) from None
-                figures["loss"] = loss.item()
+                inputs = (batch, mlc_batch, batch_reference, pad_id, config, uses_mlc, is_logged)
+                try:
+                    with autocast:
+                        loss, figures = total_loss(model, head, extractor, *inputs)
+                except ValueError as error:  # states that are not finite, or zero
+                    raise InputError(not_finite(step, f"loss cannot be computed ({error})", seen, saved)) from None
+                if not math.isfinite(figures["loss"]):
+                    raise InputError(not_finite(step, f"loss is {figures['loss']}", seen, saved))
                 # The mean over the micro-batches: the gradient is that of one batch of all their rows.
                 (loss / config.accumulation).backward()
                 for figure, value in figures.items():
@@ -233,7 +244,7 @@ def train(
                 log.write(metrics)
             due = config.save_every and (step + 1) % config.save_every == 0
             if checkpoint and (due or stop.signal):
-                save_checkpoint(checkpoint, step + 1, config, data_hash(examples), **stateful)
+                save_checkpoint(checkpoint, step + 1, config, data, **stateful)
                 saved = f"the last good checkpoint is {checkpoint}, step {step + 1}"
             if stop.signal:
                 print(f"stopped after step {step}; {saved}; --resume true continues from it", file=sys.stderr)
@@ -251,29 +262,6 @@ def not_finite(step: int, what: str, rows: list[str], saved: str) -> str:
     """The one line that ends a run whose arithmetic has broken down."""
     shown = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
     return f"step {step}: the {what}; lower --learning_rate, or look at the rows {shown}; {saved}"
-
-
-class StopRequest:
-    """Within the block, SIGTERM and Ctrl-C set `signal` and do nothing else, so that a step ends whole; a second
-    Ctrl-C interrupts at once. Where signals cannot be caught (another thread), nothing changes."""
-
-    def __enter__(self):
-        self.signal, self.before = 0, {}
-        for number in (signal.SIGTERM, signal.SIGINT):
-            try:
-                self.before[number] = signal.signal(number, self.note)
-            except ValueError:
-                pass
-        return self
-
-    def note(self, number, frame) -> None:
-        if self.signal == signal.SIGINT == number:
-            raise KeyboardInterrupt
-        self.signal = number
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
 
 
 def example_length(example: Example) -> int:
@@ -367,9 +355,12 @@ def main() -> None:
     if config.lora:
         torch.manual_seed(config.seed)  # of the adapters' start
         model = add_adapters(model, config.lora, config.lora_alpha)
-    extractor, history = train(config, model, tokenizer, examples, Path(config.output), reference=reference)
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomically(output / "run.json", json.dumps(record, indent=1) + "\n")
+    extractor, history = train(config, model, tokenizer, examples, output, reference=reference)
     save_run(config, model, tokenizer, extractor, record, history)
-    print(f"saved {config.output}/model and {config.output}/train_log.jsonl")
+    print(f"saved {output}/model and {output}/train_log.jsonl")
 
 
 if __name__ == "__main__":

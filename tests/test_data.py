@@ -287,6 +287,13 @@ def test_a_prompt_is_encoded_as_the_template_with_its_generation_prompt():
     assert encode_prompt(TOKENIZER, "ab z") == [2, 6, 7, 32, 31, 3]
 
 
+def test_the_prompt_of_a_thinking_model_ends_where_its_answer_starts():
+    thinking = TEMPLATE.replace(
+        "<assistant>{% endif %}", "<assistant>{% if enable_thinking is false %}<end_of_turn>{% endif %}{% endif %}"
+    )
+    assert encode_prompt(make_tokenizer(thinking), "a") == [2, 6, 3, 5]
+
+
 def test_rows_become_hand_computed_tokens():
     rows = [Row("f:1", {"en": "a", "zh": "bc", "ar": "d"}, "e", "fg"), Row("f:2", {"zh": "h", "en": "i"}, "j")]
     assert encode_rows(rows, TOKENIZER, ("en", "zh"), 99) == (

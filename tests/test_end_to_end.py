@@ -1,5 +1,6 @@
 """The commands as a user starts them, with few steps."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mlc_min.errors import run_command
+from mlc_min.ablations import main as ablations_main
+from mlc_min.errors import InputError, run_command
 from mlc_min.experiment import SEEDLESS
 from mlc_min.train import main as train_main
 
@@ -79,13 +81,18 @@ def test_training_and_evaluating_from_the_command_line(tmp_path):
     assert set(report["models"]["run"]["strict"]) == {"en", "sw"}
 
 
-def test_the_ablations_go_on_where_they_were(tmp_path):
+def test_the_ablations_go_on_where_they_were(tmp_path, monkeypatch, capsys):
+    def ablations(*arguments) -> str:
+        monkeypatch.setattr(sys, "argv", ["mlc_min.ablations", *map(str, arguments)])
+        ablations_main()
+        return capsys.readouterr().out
+
     quick = ("--seeds", 0, 1, "--steps", 1, "--test_rows", 1, "--output", tmp_path / "runs", "--results", tmp_path)
-    run("mlc_min.ablations", *quick, "--rows", "base", "harmful-only DPO", "always-refuse")
+    ablations(*quick, "--rows", "base", "harmful-only DPO", "always-refuse")
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/result.json")}
     assert len(done) == 1 + 2 + 1  # what has no training has no seeds
     rows = ["base", "DPO", "harmful-only DPO", "always-refuse"]
-    printed = run("mlc_min.ablations", *quick, "--rows", *rows).stdout
+    printed = ablations(*quick, "--rows", *rows)
     assert all(path.stat().st_mtime_ns == time for path, time in done.items())
     result = json.loads((tmp_path / "ablations.json").read_text())
     assert list(result["rows"]) == rows and all(row in printed for row in rows)
@@ -97,9 +104,10 @@ def test_the_ablations_go_on_where_they_were(tmp_path):
     assert "| harmful-only DPO − DPO | harmless refused |" in (tmp_path / "ablations.md").read_text("utf-8")
     for picture in ("rates.png", "tradeoff.png", "spectra.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
-    error = run("mlc_min.ablations", *quick, "--steps", 2, "--rows", "DPO", code=2).stderr
-    assert "was run with other settings; delete it, or use another --output" in error
-    assert "no such row" in run("mlc_min.ablations", "--rows", "nonsense", code=2).stderr
+    with pytest.raises(InputError, match="was run with other settings; delete it, or use another --output"):
+        ablations(*quick, "--steps", 2, "--rows", "DPO")
+    with pytest.raises(InputError, match="there is no such row"):
+        ablations("--rows", "nonsense")
 
 
 def test_the_phrases_judge_is_measured_by_a_command(tmp_path):
@@ -120,11 +128,12 @@ def test_every_other_method_trains_from_the_command_line(tmp_path, monkeypatch, 
     assert (tmp_path / "model" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize(
-    "module", ["mlc_min", "mlc_min.train", "mlc_min.safety", "mlc_min.ablations", "mlc_min.judges", "mlc_min.toy_world"]
-)
-def test_help_shows_the_settings_with_their_defaults(module):
-    assert "default" in run(module, "--help").stdout
+@pytest.mark.parametrize("module", ["__main__", "train", "safety", "ablations", "judges", "toy_world", "random_model"])
+def test_help_shows_the_settings_with_their_defaults(module, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit) as exit_:
+        importlib.import_module(f"mlc_min.{module}").main()
+    assert exit_.value.code == 0 and "default" in capsys.readouterr().out
 
 
 GOOD = {"prompt": "a", "chosen": "b", "rejected": "c"}

@@ -25,6 +25,15 @@ from mlc_min.train import main
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The same bits need the same number of threads, here and in the processes that are started."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def few(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
@@ -59,9 +68,8 @@ def in_process(monkeypatch, few: Path, output: Path, *more) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(few, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("undisturbed") / "run"
-    process = trainer(few, output)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
+    with pytest.MonkeyPatch.context() as patch:
+        in_process(patch, few, output)
     return output
 
 
@@ -105,7 +113,7 @@ def test_killed_at_ten_random_moments_and_resumed_each_time_it_ends_with_the_sam
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_it_saves_says_so_and_can_be_resumed(few, undisturbed, tmp_path, number):
+def test_asked_to_stop_it_saves_says_so_and_can_be_resumed(few, undisturbed, tmp_path, monkeypatch, number):
     output = tmp_path / "run"
     process = trainer(few, output, "--save_every", 0)
     wait_for(output / "train_log.jsonl", 0, process)
@@ -115,9 +123,7 @@ def test_asked_to_stop_it_saves_says_so_and_can_be_resumed(few, undisturbed, tmp
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + number and "--resume true continues from it" in errors
     assert (output / "checkpoint.pt").exists() and not (output / "model").exists()
-    process = trainer(few, output, "--resume", "true")
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
+    in_process(monkeypatch, few, output, "--resume", "true")
     same_result(undisturbed, output)
 
 
@@ -138,9 +144,7 @@ def test_a_save_that_fails_half_way_leaves_the_checkpoint_before_it_whole(few, u
             in_process(patch, few, output)
     assert torch.load(output / "checkpoint.pt", weights_only=True)["step"] == 3
     assert [path.name for path in output.glob(".*")] == []
-    process = trainer(few, output, "--resume", "true")
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
+    in_process(monkeypatch, few, output, "--resume", "true")
     same_result(undisturbed, output)
 
 
@@ -236,7 +240,7 @@ def test_any_file_of_rows_trains_or_ends_in_one_line_with_nothing_written(tmp_pa
             sys, "argv", ["train", *arguments(path, folder / "run", "--languages", "en,zh", "--method", "sft")]
         )
         outcome = ended(main)
-    assert outcome in ("trains", 2) and not (folder / "run").exists()
+    assert outcome == "trains" or (outcome == 2 and not (folder / "run").exists())
 
 
 class Trains(Exception):

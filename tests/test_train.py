@@ -190,7 +190,7 @@ def test_frozen_parameters_do_not_move_and_an_unknown_name_is_an_error(model, ex
 def test_a_non_finite_loss_stops_and_names_step_and_rows(model, examples):
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight.fill_(float("nan"))
-    with pytest.raises(InputError, match=r"step 0: the loss is nan.*rows:"):
+    with pytest.raises(InputError, match=r"step 0: the loss (is nan|cannot be computed).*rows:"):
         train(settings(method="sft"), model, Tokenizer, examples, quiet=True)
 
 

@@ -186,8 +186,18 @@ PEFT = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transfor
 @PEFT
 def test_lora_trains_the_adapters_alone_starts_at_the_base_and_is_saved_as_peft_reads_it(monkeypatch, tmp_path):
     peft = pytest.importorskip("peft")
-    rows = EMBEDDED / "train.jsonl"
-    arguments = ("--train", rows, "--languages", "en,zh", "--mlc_weight", 1, "--lora", 4, "--freeze", "")
+    arguments = (
+        "--train",
+        rows_file(tmp_path, [ROW] * 4),
+        "--languages",
+        "en,zh",
+        "--mlc_weight",
+        1,
+        "--lora",
+        4,
+        "--freeze",
+        "",
+    )
     run(monkeypatch, tmp_path, *arguments, "--learning_rate", 1e-2)
     log = [json.loads(line) for line in (tmp_path / "run/train_log.jsonl").read_text().splitlines()]
     assert log[0]["align_loss"] == pytest.approx(0.693147, abs=1e-5)  # the reference is the model without adapters
@@ -207,7 +217,8 @@ def test_lora_trains_the_adapters_alone_starts_at_the_base_and_is_saved_as_peft_
 @PEFT
 def test_lora_resumes_to_the_same_bits(monkeypatch, tmp_path):
     pytest.importorskip("peft")
-    arguments = ("--languages", "en,zh", "--mlc_weight", 1, "--lora", 2, "--freeze", "", "--steps", 4)
+    arguments = ("--train", rows_file(tmp_path, [ROW] * 6), "--languages", "en,zh", "--mlc_weight", 1)
+    arguments += ("--lora", 2, "--freeze", "", "--steps", 4)
     run(monkeypatch, tmp_path / "whole", *arguments)
     run(monkeypatch, tmp_path / "parts", *arguments, "--save_every", 2)
     state = torch.load(tmp_path / "parts/run/checkpoint.pt", weights_only=True)
@@ -243,11 +254,12 @@ def test_without_peft_the_message_says_what_to_install(monkeypatch, tmp_path):
 
 
 def test_the_model_folder_says_how_it_was_made(monkeypatch, tmp_path):
-    run(monkeypatch, tmp_path, "--languages", "en,zh", "--mlc_weight", 0.8)
+    run(monkeypatch, tmp_path, "--train", rows_file(tmp_path, [ROW] * 4), "--languages", "en,zh", "--mlc_weight", 0.8)
     folder = tmp_path / "run/model"
     record = json.loads((folder / "train_config.json").read_text())
     assert record["settings"]["mlc_weight"] == 0.8 and record["versions"]["torch"] == torch.__version__
     assert record["git_commit"] is None or len(record["git_commit"].split()[0]) == 40
+    assert json.loads((tmp_path / "run/run.json").read_text()) == record  # there from the start
     card = (folder / "README.md").read_text("utf-8")
     assert card.startswith("# model, aligned with DPO + 0.8 x MLC")
     assert "| `mlc_weight` | `0.8` |" in card and "| mlc_loss |" in card and "No safety has been measured" in card
