@@ -66,7 +66,7 @@ def test_the_main_job_writes_tables_verdicts_logs_and_pictures(tmp_path):
 
 def test_training_and_evaluating_from_the_command_line(tmp_path):
     trained = tmp_path / "run" / "model"
-    few_steps = ("--steps", 2, "--batch_size", 4, "--harmful_only", "true")
+    few_steps = ("--steps", 2, "--batch_size", 4, "--harmful_only", "true", "--reference_cache", tmp_path / "reference")
     run("mlc_min.train", "--output", tmp_path / "run", *few_steps, "--mlc_weight", 0.8)
     AutoModelForCausalLM.from_pretrained(trained), AutoTokenizer.from_pretrained(trained)
     assert {"model.safetensors", "extractor.safetensors", "train_config.json"} <= {p.name for p in trained.iterdir()}

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from mlc_min.consistency import cosine_loss, mlc_ceiling, mlc_floor, mlc_loss
 from mlc_min.data import Example, encode_rows, read_rows
 from mlc_min.errors import InputError
-from mlc_min.models import freeze, vocabulary_head, without_dropout
+from mlc_min.models import freeze, load_model, vocabulary_head, without_dropout
 from mlc_min.represent import last_token_states
 from mlc_min.sentences import EMBEDDED
 from mlc_min.settings import TrainConfig
@@ -210,6 +210,9 @@ def test_lora_trains_the_adapters_alone_starts_at_the_base_and_is_saved_as_peft_
     adapted = peft.PeftModel.from_pretrained(base, folder)
     weights = {name: p for name, p in adapted.named_parameters() if "lora_B" in name}
     assert len(weights) == 4 * 7 and any(p.abs().sum() > 0 for p in weights.values())
+    ids = torch.tensor([[5, 6, 7, 8]])
+    ours, _ = load_model(folder)  # as `mlc_min.safety --model` does
+    assert torch.allclose(ours(ids).logits, adapted(ids).logits, atol=1e-5)
     merged = adapted.merge_and_unload()
     assert torch.equal(merged.model.embed_tokens.weight, before["model.embed_tokens.weight"])
 
