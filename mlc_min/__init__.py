@@ -11,7 +11,7 @@ from mlc_min.consistency import (
     shuffle_groups,
     singular_values,
 )
-from mlc_min.errors import InputError
+from mlc_min.machinery.errors import InputError
 from mlc_min.preference import dpo_loss, orpo_loss, sequence_logps, sft_loss, simpo_loss
 
 __all__ = [

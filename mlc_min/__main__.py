@@ -12,12 +12,12 @@ import json
 import time
 from pathlib import Path
 
-from mlc_min.errors import run_command
-from mlc_min.experiment import MAIN, World, run
-from mlc_min.pictures import plot_rates, plot_spectra
-from mlc_min.report import DIAGNOSTICS_LEGEND, LEGEND, diagnostics_table, text_table
-from mlc_min.saving import write_atomically
+from mlc_min.machinery.errors import run_command
+from mlc_min.machinery.pictures import plot_rates, plot_spectra
+from mlc_min.machinery.report import DIAGNOSTICS_LEGEND, LEGEND, diagnostics_table, text_table
+from mlc_min.machinery.saving import write_atomically
 from mlc_min.train import TrainConfig
+from mlc_min.world.experiment import MAIN, World, run
 
 
 def main() -> None:

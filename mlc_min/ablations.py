@@ -13,15 +13,15 @@ import re
 from pathlib import Path
 from statistics import mean, stdev
 
-from mlc_min.errors import Help, InputError, run_command
-from mlc_min.experiment import MAIN, ROWS, SEEDLESS, World, run, settings_of
+from mlc_min.machinery.errors import Help, InputError, run_command
+from mlc_min.machinery.pictures import plot_rates, plot_spectra, plot_tradeoff
+from mlc_min.machinery.report import LEGEND, markdown_table, markdown_tables, p_value
+from mlc_min.machinery.saving import write_atomically
 from mlc_min.metrics import paired_bootstrap, summarize
-from mlc_min.pictures import plot_rates, plot_spectra, plot_tradeoff
-from mlc_min.report import LEGEND, markdown_table, markdown_tables, p_value
 from mlc_min.safety import by_model
-from mlc_min.saving import write_atomically
-from mlc_min.sentences import ALIGNED
 from mlc_min.train import TrainConfig
+from mlc_min.world.experiment import MAIN, ROWS, SEEDLESS, World, run, settings_of
+from mlc_min.world.sentences import ALIGNED
 
 # (row, other row, figure of `metrics.summarize`): is it higher in the first?
 QUESTIONS = (

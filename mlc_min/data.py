@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from mlc_min.errors import InputError
+from mlc_min.machinery.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from mlc_min.data import end_of_turn, pad
-from mlc_min.errors import InputError
-from mlc_min.models import fingerprint
-from mlc_min.saving import write_atomically
+from mlc_min.machinery.errors import InputError
+from mlc_min.machinery.models import fingerprint
+from mlc_min.machinery.saving import write_atomically
 
 
 @torch.no_grad()

@@ -20,10 +20,10 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from mlc_min.errors import Help, InputError, run_command
-from mlc_min.report import aligned_text
-from mlc_min.saving import write_atomically
-from mlc_min.sentences import EMBEDDED, all_replies
+from mlc_min.machinery.errors import Help, InputError, run_command
+from mlc_min.machinery.report import aligned_text
+from mlc_min.machinery.saving import write_atomically
+from mlc_min.world.sentences import EMBEDDED, all_replies
 
 VERDICTS = ("refusal", "compliance", "invalid", "unscored")
 JUDGES_DATA = EMBEDDED.parent / "judges"

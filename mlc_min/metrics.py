@@ -10,7 +10,7 @@ from statistics import fmean, pvariance
 
 import torch
 
-from mlc_min.sentences import ALIGNED, LANGUAGES
+from mlc_min.world.sentences import ALIGNED, LANGUAGES
 
 
 def safety_table(safe) -> dict:

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from mlc_min.data import Example, preference_batch
-from mlc_min.models import fingerprint
+from mlc_min.machinery.models import fingerprint
+from mlc_min.machinery.saving import replacing
 from mlc_min.preference import sequence_logps
 from mlc_min.represent import position_ids
-from mlc_min.saving import replacing
 
 
 def response_logps(model, head, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

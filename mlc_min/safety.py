@@ -24,15 +24,15 @@ import torch
 
 from mlc_min.data import Row, encode_prompt, parse_languages, read_rows
 from mlc_min.diagnose import diagnose
-from mlc_min.errors import Help, InputError, run_command
 from mlc_min.generate import generate
 from mlc_min.judges import VERDICTS, breakage, exact, guard_prompt, parse_guard, phrases, reply_language
+from mlc_min.machinery.errors import Help, InputError, run_command
+from mlc_min.machinery.models import load_model, pick_device
+from mlc_min.machinery.pictures import plot_rates, plot_tradeoff
+from mlc_min.machinery.report import safety_report
+from mlc_min.machinery.saving import write_atomically
 from mlc_min.metrics import compare, summarize
-from mlc_min.models import load_model, pick_device
-from mlc_min.pictures import plot_rates, plot_tradeoff
-from mlc_min.report import safety_report
-from mlc_min.saving import write_atomically
-from mlc_min.sentences import ALIGNED, EMBEDDED, LANGUAGES, refusal_text
+from mlc_min.world.sentences import ALIGNED, EMBEDDED, LANGUAGES, refusal_text
 
 CONTROLS = ("always-refuse", "gibberish")
 GUARD_TOKENS = 64  # the documented answer has about 20

@@ -13,8 +13,8 @@ from transformers import HfArgumentParser
 
 from mlc_min.consistency import FORMS
 from mlc_min.data import parse_languages
-from mlc_min.errors import InputError
-from mlc_min.sentences import ALIGNED, EMBEDDED
+from mlc_min.machinery.errors import InputError
+from mlc_min.world.sentences import ALIGNED, EMBEDDED
 
 CHOICES = {
     "preset": ("", "paper"),

@@ -20,7 +20,6 @@ from torch import nn
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from mlc_min.checkpoint import RandomState, Trained, load_checkpoint, save_checkpoint
 from mlc_min.consistency import (
     collinearity,
     cosine_loss,
@@ -42,16 +41,17 @@ from mlc_min.data import (
     read_rows,
     shuffle_translations,
 )
-from mlc_min.errors import InputError, run_command
-from mlc_min.models import add_adapters, freeze, load_model, pick_device, vocabulary_head, without_dropout
+from mlc_min.machinery.checkpoint import RandomState, Trained, load_checkpoint, save_checkpoint
+from mlc_min.machinery.errors import InputError, run_command
+from mlc_min.machinery.models import add_adapters, freeze, load_model, pick_device, vocabulary_head, without_dropout
+from mlc_min.machinery.run_folder import record_of, save_run
+from mlc_min.machinery.saving import write_atomically
+from mlc_min.machinery.stopping import StopRequest
+from mlc_min.machinery.training_log import MetricsLog
 from mlc_min.preference import dpo_loss, orpo_loss, sft_loss, simpo_loss
 from mlc_min.reference import cached_reference_logps, reference_logps, response_logps
 from mlc_min.represent import last_token_states, resolve_layer
-from mlc_min.run_folder import record_of, save_run
-from mlc_min.saving import write_atomically
 from mlc_min.settings import TrainConfig, parse_settings
-from mlc_min.stopping import StopRequest
-from mlc_min.training_log import MetricsLog
 
 
 def alignment_loss(

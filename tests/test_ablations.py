@@ -3,9 +3,9 @@
 import pytest
 
 from mlc_min.ablations import QUESTIONS, answer, answers_table, by_request, refusal_by_verb, slug
-from mlc_min.experiment import MAIN, MLC, ROWS, SEEDLESS, settings_of
 from mlc_min.metrics import summarize
 from mlc_min.train import TrainConfig
+from mlc_min.world.experiment import MAIN, MLC, ROWS, SEEDLESS, settings_of
 
 
 def record(request: str, verdict: str, harmful: bool = True, language: str = "en", reply_language: str = "en") -> dict:

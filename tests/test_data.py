@@ -25,7 +25,7 @@ from mlc_min.data import (
     read_rows,
     shuffle_translations,
 )
-from mlc_min.errors import InputError
+from mlc_min.machinery.errors import InputError
 
 # --- rows as they should be ---
 

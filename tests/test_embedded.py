@@ -9,7 +9,7 @@ from mlc_min.data import encode_prompt, encode_response
 from mlc_min.diagnose import diagnose
 from mlc_min.metrics import summarize
 from mlc_min.safety import evaluate
-from mlc_min.sentences import (
+from mlc_min.world.sentences import (
     EMBEDDED,
     HIGH_RESOURCE,
     LANGUAGES,

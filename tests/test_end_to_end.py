@@ -11,9 +11,9 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mlc_min.ablations import main as ablations_main
-from mlc_min.errors import InputError, run_command
-from mlc_min.experiment import SEEDLESS
+from mlc_min.machinery.errors import InputError, run_command
 from mlc_min.train import main as train_main
+from mlc_min.world.experiment import SEEDLESS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -128,7 +128,9 @@ def test_every_other_method_trains_from_the_command_line(tmp_path, monkeypatch, 
     assert (tmp_path / "model" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("module", ["__main__", "train", "safety", "ablations", "judges", "toy_world", "random_model"])
+@pytest.mark.parametrize(
+    "module", ["__main__", "train", "safety", "ablations", "judges", "world.toy_world", "machinery.random_model"]
+)
 def test_help_shows_the_settings_with_their_defaults(module, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [module, "--help"])
     with pytest.raises(SystemExit) as exit_:

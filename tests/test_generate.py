@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from mlc_min.data import encode_prompt
-from mlc_min.errors import InputError
 from mlc_min.generate import end_tokens, generate
-from mlc_min.models import fingerprint
+from mlc_min.machinery.errors import InputError
+from mlc_min.machinery.models import fingerprint
 
 
 @pytest.fixture(scope="module")

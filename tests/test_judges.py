@@ -20,7 +20,7 @@ from mlc_min.judges import (
     plain,
     reply_language,
 )
-from mlc_min.sentences import LANGUAGES, answer_text, refusal_text
+from mlc_min.world.sentences import LANGUAGES, answer_text, refusal_text
 
 # --- exact ---
 

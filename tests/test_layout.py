@@ -5,14 +5,17 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = {path.stem: path for path in (ROOT / "mlc_min").glob("*.py")}
+PATHS = [path for path in (ROOT / "mlc_min").rglob("*.py") if path.name != "__init__.py"]
+MODULES = {path.stem: path for path in PATHS}
 
 
 def imported(path: Path) -> set[str]:
     """The modules of mlc_min that a file imports at its top."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    names = [node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)]
-    return {name.removeprefix("mlc_min.") for name in names if name.startswith("mlc_min.")}
+    names: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mlc_min."):
+            names |= {node.module.split(".")[-1], *(alias.name for alias in node.names)} & set(MODULES)
+    return names
 
 
 def test_imports_are_layered_without_a_circle():
@@ -23,6 +26,12 @@ def test_imports_are_layered_without_a_circle():
         waiting = {name: needs for name, needs in waiting.items() if name not in free}
 
 
+def test_the_machinery_knows_nothing_of_the_method():
+    method = {"consistency", "preference", "represent", "train", "reference", "diagnose"}
+    for path in (ROOT / "mlc_min/machinery").glob("*.py"):
+        assert not imported(path) & method, path.name
+
+
 def test_the_losses_know_nothing_of_models_files_or_settings():
     for name in ("consistency", "preference"):
         assert imported(MODULES[name]) == set()
@@ -31,7 +40,7 @@ def test_the_losses_know_nothing_of_models_files_or_settings():
 def test_the_readme_names_every_module_and_every_link_leads_somewhere():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     tree = readme.split("## What is where")[1].split("##")[0]
-    assert set(re.findall(r"\w+(?=\.py)", tree)) == set(MODULES) - {"__init__"}
+    assert set(re.findall(r"\w+(?=\.py)", tree)) == set(MODULES)
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", readme):
         assert (ROOT / target).exists(), target
 

@@ -10,11 +10,11 @@ from test_represent import FAMILIES, make_model
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, Gemma3Config
 
 from mlc_min.data import Example, response_batch
-from mlc_min.errors import InputError
-from mlc_min.models import freeze, load_model, pick_device, vocabulary_head
+from mlc_min.machinery.errors import InputError
+from mlc_min.machinery.models import freeze, load_model, pick_device, vocabulary_head
+from mlc_min.machinery.saving import save_folder, write_atomically
 from mlc_min.reference import response_logps
 from mlc_min.represent import last_token_states
-from mlc_min.saving import save_folder, write_atomically
 from mlc_min.settings import TrainConfig
 from mlc_min.train import train
 

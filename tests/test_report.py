@@ -2,9 +2,8 @@
 
 import pytest
 
-from mlc_min.metrics import summarize
-from mlc_min.pictures import plot_rates, plot_spectra, plot_tradeoff
-from mlc_min.report import (
+from mlc_min.machinery.pictures import plot_rates, plot_spectra, plot_tradeoff
+from mlc_min.machinery.report import (
     comparison_table,
     diagnostics_table,
     language_table,
@@ -13,6 +12,7 @@ from mlc_min.report import (
     safety_report,
     text_table,
 )
+from mlc_min.metrics import summarize
 
 
 def summary(en: float, ko: float | None, over_refusal: float | None = 0.0) -> dict:

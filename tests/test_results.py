@@ -7,9 +7,9 @@ from statistics import mean
 import pytest
 
 from mlc_min.ablations import QUESTIONS, answers_table
-from mlc_min.experiment import MAIN, ROWS, SEEDLESS, settings_of
+from mlc_min.machinery.report import figure, markdown_tables
 from mlc_min.metrics import wilson
-from mlc_min.report import figure, markdown_tables
+from mlc_min.world.experiment import MAIN, ROWS, SEEDLESS, settings_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "data/results"

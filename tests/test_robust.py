@@ -15,12 +15,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from mlc_min import checkpoint, reference
+from mlc_min import reference
 from mlc_min.data import encode_rows, read_rows
-from mlc_min.errors import InputError, run_command
-from mlc_min.models import load_model, vocabulary_head
-from mlc_min.sentences import EMBEDDED
+from mlc_min.machinery import checkpoint
+from mlc_min.machinery.errors import InputError, run_command
+from mlc_min.machinery.models import load_model, vocabulary_head
 from mlc_min.train import main
+from mlc_min.world.sentences import EMBEDDED
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -180,7 +181,7 @@ def test_a_planted_pickle_is_refused_and_not_run(few, tmp_path, monkeypatch):
 
 
 def test_no_part_of_the_package_can_load_a_pickle():
-    for path in (ROOT / "mlc_min").glob("*.py"):
+    for path in (ROOT / "mlc_min").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         assert "pickle.load" not in text and "numpy.load" not in text and "np.load" not in text
         assert text.count("torch.load(") == text.count("weights_only=True"), path.name

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlc_min.errors import InputError, run_command
+from mlc_min.machinery.errors import InputError, run_command
 from mlc_min.settings import CHOICES, PAPER, TrainConfig, parse_settings, read_settings
 from mlc_min.train import main
 

@@ -7,8 +7,8 @@ from itertools import islice
 
 import torch
 
-from mlc_min.sentences import EMBEDDED, LANGUAGES, LEXICON, VERBS, all_replies
-from mlc_min.toy_world import (
+from mlc_min.world.sentences import EMBEDDED, LANGUAGES, LEXICON, VERBS, all_replies
+from mlc_min.world.toy_world import (
     ALWAYS_REFUSED,
     GIVEN_SYMBOL_SHARE,
     HARMFUL_SHARE,

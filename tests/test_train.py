@@ -9,8 +9,9 @@ import torch
 
 from mlc_min.consistency import make_extractor
 from mlc_min.data import Example, shuffle_translations
-from mlc_min.errors import InputError
-from mlc_min.models import vocabulary_head
+from mlc_min.machinery.errors import InputError
+from mlc_min.machinery.models import vocabulary_head
+from mlc_min.machinery.training_log import TIMES, MetricsLog, log_line
 from mlc_min.settings import CHOICES
 from mlc_min.train import (
     TrainConfig,
@@ -20,7 +21,6 @@ from mlc_min.train import (
     row_order,
     train,
 )
-from mlc_min.training_log import TIMES, MetricsLog, log_line
 
 LANGUAGES = "en,zh,sw"
 

@@ -11,12 +11,12 @@ from transformers import AutoModelForCausalLM
 
 from mlc_min.consistency import cosine_loss, mlc_ceiling, mlc_floor, mlc_loss
 from mlc_min.data import Example, encode_rows, read_rows
-from mlc_min.errors import InputError
-from mlc_min.models import freeze, load_model, vocabulary_head, without_dropout
+from mlc_min.machinery.errors import InputError
+from mlc_min.machinery.models import freeze, load_model, vocabulary_head, without_dropout
 from mlc_min.represent import last_token_states
-from mlc_min.sentences import EMBEDDED
 from mlc_min.settings import TrainConfig
 from mlc_min.train import alignment_loss, consistency_loss, example_length, main, row_order, token_count, train
+from mlc_min.world.sentences import EMBEDDED
 
 LANGUAGES = ("en", "zh", "sw")
 
@@ -237,7 +237,7 @@ def test_lora_resumes_to_the_same_bits(monkeypatch, tmp_path):
 
 
 def stop_after_two(tmp_path):
-    from mlc_min.checkpoint import save_checkpoint
+    from mlc_min.machinery.checkpoint import save_checkpoint
 
     def save(path, step, *more, **stateful):
         save_checkpoint(path, step, *more, **stateful)

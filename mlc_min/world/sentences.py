@@ -13,7 +13,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-EMBEDDED = Path(__file__).resolve().parent.parent / "data" / "embedded"
+EMBEDDED = Path(__file__).resolve().parent.parent.parent / "data" / "embedded"
 LEXICON = json.loads((EMBEDDED / "lexicon.json").read_text(encoding="utf-8"))
 
 HIGH_RESOURCE = ("en", "zh", "ru", "ja", "ar")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from mlc_min.errors import InputError
-from mlc_min.saving import replacing
+from mlc_min.machinery.errors import InputError
+from mlc_min.machinery.saving import replacing
 
 # What a resumed run may change: none of these touches the arithmetic.
 FREE_SETTINGS = (

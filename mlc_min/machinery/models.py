@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mlc_min.errors import InputError
+from mlc_min.machinery.errors import InputError
 
 
 def pick_device(name: str) -> torch.device:

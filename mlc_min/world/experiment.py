@@ -11,13 +11,13 @@ from pathlib import Path
 
 from mlc_min.data import Row, encode_rows, only_harmful, read_rows
 from mlc_min.diagnose import diagnose
+from mlc_min.machinery.models import load_model, pick_device
+from mlc_min.machinery.provenance import hardware, versions
+from mlc_min.machinery.saving import write_atomically
 from mlc_min.metrics import summarize
-from mlc_min.models import load_model, pick_device
-from mlc_min.provenance import hardware, versions
 from mlc_min.safety import CONTROLS, cells, control_reply, evaluate, judge, write_records
-from mlc_min.saving import write_atomically
-from mlc_min.sentences import ALIGNED, EMBEDDED, LANGUAGES
 from mlc_min.train import TrainConfig, train
+from mlc_min.world.sentences import ALIGNED, EMBEDDED, LANGUAGES
 
 # Chosen on the validation split; the README says how, and how they deviate from the paper.
 MLC = {"mlc_weight": 6.0, "mlc_tau": 0.5, "mlc_layer": 3}

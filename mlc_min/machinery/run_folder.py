@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mlc_min import provenance
-from mlc_min.saving import save_folder
+from mlc_min.machinery import provenance
+from mlc_min.machinery.saving import save_folder
 from mlc_min.settings import TrainConfig
 
 

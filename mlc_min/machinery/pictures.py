@@ -7,9 +7,9 @@ in Latin letters, which every font has. The same figures give the same bytes: no
 from pathlib import Path
 from statistics import mean
 
+from mlc_min.machinery.report import languages_of, starred
 from mlc_min.metrics import scored, wilson
-from mlc_min.report import languages_of, starred
-from mlc_min.sentences import LEXICON
+from mlc_min.world.sentences import LEXICON
 
 STYLES = (("#777777", "o"), ("#E69F00", "s"), ("#0072B2", "D"), ("#D55E00", "X"), ("#009E73", "^"), ("#CC79A7", "v"),
           ("#56B4E9", "P"), ("#000000", "*"))  # fmt: skip

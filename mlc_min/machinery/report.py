@@ -2,7 +2,7 @@
 
 from statistics import mean, stdev
 
-from mlc_min.sentences import ALIGNED, LANGUAGES
+from mlc_min.world.sentences import ALIGNED, LANGUAGES
 
 FIGURES = (("avg", "Avg"), ("lenient_avg", "lenient"), ("var", "Var"), ("pag", "PAG"), ("unseen_avg", "unseen"),
            ("over_refusal", "over-ref"), ("helpful", "helpful"), ("in_language", "in-lang"),
