@@ -16,7 +16,8 @@ from mlc_min.consistency import (
     shuffle_groups,
     singular_values,
 )
-from mlc_min.data import Row, encode_prompt, pad
+from mlc_min.data import encode_prompt, pad
+from mlc_min.machinery.rows import Row
 from mlc_min.represent import last_token_states
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from mlc_min.data import Row, encode_prompt, parse_languages, read_rows
+from mlc_min.data import encode_prompt
 from mlc_min.diagnose import diagnose
 from mlc_min.generate import generate
 from mlc_min.judges import VERDICTS, breakage, exact, guard_prompt, parse_guard, phrases, reply_language
@@ -30,6 +30,7 @@ from mlc_min.machinery.errors import Help, InputError, run_command
 from mlc_min.machinery.models import load_model, pick_device
 from mlc_min.machinery.pictures import plot_rates, plot_tradeoff
 from mlc_min.machinery.report import safety_report
+from mlc_min.machinery.rows import Row, parse_languages, read_rows
 from mlc_min.machinery.saving import write_atomically
 from mlc_min.metrics import compare, summarize
 from mlc_min.world.sentences import ALIGNED, EMBEDDED, LANGUAGES, refusal_text
@@ -287,7 +288,7 @@ def main() -> None:
     add("--model", default=str(EMBEDDED / "model"), help="model folder in Hugging Face format, or Hub id")
     add("--control", choices=CONTROLS, help="no model: replies that show what the figures mean")
     add("--name", help="of the model in the report; without it, its folder's")
-    add("--test", default=str(EMBEDDED / "test.jsonl"), help="prompts: JSONL, JSON list or CSV, see data.py")
+    add("--test", default=str(EMBEDDED / "test.jsonl"), help="prompts: JSONL, JSON list or CSV, see machinery/rows.py")
     add("--harmless", help="a second file, of harmless prompts, for over-refusal and helpfulness")
     add("--languages", default="auto", help="comma-separated codes; auto: those in the first row")
     add(

@@ -12,8 +12,8 @@ import yaml
 from transformers import HfArgumentParser
 
 from mlc_min.consistency import FORMS
-from mlc_min.data import parse_languages
 from mlc_min.machinery.errors import InputError
+from mlc_min.machinery.rows import parse_languages
 from mlc_min.world.sentences import ALIGNED, EMBEDDED
 
 CHOICES = {

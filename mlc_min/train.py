@@ -32,18 +32,16 @@ from mlc_min.consistency import (
 )
 from mlc_min.data import (
     Example,
-    Row,
     chosen_batch,
     consistency_batch,
     encode_rows,
-    only_harmful,
     preference_batch,
-    read_rows,
     shuffle_translations,
 )
 from mlc_min.machinery.checkpoint import RandomState, Trained, load_checkpoint, save_checkpoint
 from mlc_min.machinery.errors import InputError, run_command
 from mlc_min.machinery.models import add_adapters, freeze, load_model, pick_device, vocabulary_head, without_dropout
+from mlc_min.machinery.rows import Row, only_harmful, read_rows
 from mlc_min.machinery.run_folder import record_of, save_run
 from mlc_min.machinery.saving import write_atomically
 from mlc_min.machinery.stopping import StopRequest

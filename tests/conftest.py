@@ -5,8 +5,8 @@ import torch
 from hypothesis import settings
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from mlc_min.data import read_rows
 from mlc_min.machinery.models import load_model
+from mlc_min.machinery.rows import read_rows
 from mlc_min.world.sentences import EMBEDDED, LANGUAGES
 
 # torch's first call of an operation can take longer than Hypothesis's 200 ms; derandomize keeps CI repeatable.

@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerFast
 
 from mlc_min.data import (
     Example,
-    Row,
     chosen_batch,
     consistency_batch,
     encode_prompt,
@@ -22,10 +21,10 @@ from mlc_min.data import (
     end_of_turn,
     pad,
     preference_batch,
-    read_rows,
     shuffle_translations,
 )
 from mlc_min.machinery.errors import InputError
+from mlc_min.machinery.rows import Row, read_rows
 
 # --- rows as they should be ---
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlc_min.data import only_harmful, read_rows
 from mlc_min.machinery.errors import InputError
+from mlc_min.machinery.rows import only_harmful, read_rows
 
 # As published: a UTF-8 byte-order mark, quotes doubled inside quotes, a newline inside a prompt, CRLF line ends.
 MULTIJAIL = (

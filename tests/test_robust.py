@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from mlc_min import reference
-from mlc_min.data import encode_rows, read_rows
+from mlc_min.data import encode_rows
 from mlc_min.machinery import checkpoint
 from mlc_min.machinery.errors import InputError, run_command
 from mlc_min.machinery.models import load_model, vocabulary_head
+from mlc_min.machinery.rows import read_rows
 from mlc_min.train import main
 from mlc_min.world.sentences import EMBEDDED
 

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from mlc_min.data import Row
 from mlc_min.machinery.errors import InputError, run_command
+from mlc_min.machinery.rows import Row
 from mlc_min.metrics import summarize
 from mlc_min.safety import by_model, cells, control_reply, evaluate, judge, main, read_records
 from mlc_min.world.sentences import EMBEDDED, LANGUAGES, answer_text, refusal_text

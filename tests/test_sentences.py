@@ -9,7 +9,7 @@ from itertools import product
 
 import pytest
 
-from mlc_min.data import read_rows
+from mlc_min.machinery.rows import read_rows
 from mlc_min.world.sentences import (
     ALIGNED,
     HIGH_RESOURCE,

@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from mlc_min.consistency import cosine_loss, mlc_ceiling, mlc_floor, mlc_loss
-from mlc_min.data import Example, encode_rows, read_rows
+from mlc_min.data import Example, encode_rows
 from mlc_min.machinery.errors import InputError
 from mlc_min.machinery.models import freeze, load_model, vocabulary_head, without_dropout
+from mlc_min.machinery.rows import read_rows
 from mlc_min.represent import last_token_states
 from mlc_min.settings import TrainConfig
 from mlc_min.train import alignment_loss, consistency_loss, example_length, main, row_order, token_count, train

@@ -9,10 +9,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlc_min.data import Row, encode_rows, only_harmful, read_rows
+from mlc_min.data import encode_rows
 from mlc_min.diagnose import diagnose
 from mlc_min.machinery.models import load_model, pick_device
 from mlc_min.machinery.provenance import hardware, versions
+from mlc_min.machinery.rows import Row, only_harmful, read_rows
 from mlc_min.machinery.saving import write_atomically
 from mlc_min.metrics import summarize
 from mlc_min.safety import CONTROLS, cells, control_reply, evaluate, judge, write_records

@@ -35,11 +35,12 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
-from mlc_min.data import encode_prompt, encode_response, read_rows, response_batch
+from mlc_min.data import encode_prompt, encode_response, response_batch
 from mlc_min.diagnose import diagnose
 from mlc_min.machinery.errors import run_command
 from mlc_min.machinery.models import load_model, pick_device
 from mlc_min.machinery.provenance import hardware, versions
+from mlc_min.machinery.rows import read_rows
 from mlc_min.machinery.saving import save_folder, write_atomically
 from mlc_min.metrics import summarize
 from mlc_min.safety import evaluate
