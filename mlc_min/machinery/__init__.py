@@ -1,1 +1,1 @@
-"""What any trainer needs: rows in files, models, devices, checkpoints, logs, tables, pictures, errors. Nothing of the method."""
+"""What any trainer needs: files of rows, models, devices, checkpoints, logs, pictures. Nothing of the method."""
