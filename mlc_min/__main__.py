@@ -8,16 +8,15 @@ one table on test requests none of them was trained on, in any language or phras
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 from mlc_min.machinery.errors import run_command
 from mlc_min.machinery.pictures import plot_rates, plot_spectra
 from mlc_min.machinery.report import DIAGNOSTICS_LEGEND, LEGEND, diagnostics_table, text_table
-from mlc_min.machinery.saving import write_atomically
+from mlc_min.machinery.saving import write_atomically, write_json
 from mlc_min.train import TrainConfig
-from mlc_min.world.experiment import MAIN, World, run
+from mlc_min.world.experiment import MAIN, World, run, slug
 
 
 def main() -> None:
@@ -37,15 +36,14 @@ def main() -> None:
     world = World.load(arguments.split, arguments.device, arguments.test_rows)
     results = {}
     for name in MAIN:
-        folder = output / name.replace(": ", "-")
-        results[name] = run(world, name, arguments.seed, folder, steps=arguments.steps, device=arguments.device)
+        results[name] = run(world, name, arguments.seed, output / slug(name), steps=arguments.steps)
     summaries = {name: result["summary"] for name, result in results.items()}
     diagnostics = {name: result["diagnostics"] for name, result in results.items()}
     text = f"{text_table(summaries)}\n\n{LEGEND}\n\n{diagnostics_table(diagnostics)}\n\n{DIAGNOSTICS_LEGEND}"
     plot_rates({name: [summary] for name, summary in summaries.items()}, output / "rates.png")
     plot_spectra(diagnostics, output / "spectra.png")
     write_atomically(output / "table.txt", text + "\n")
-    write_atomically(output / "table.json", json.dumps(results, indent=1) + "\n")
+    write_json(output / "table.json", results)
     minutes = (time.perf_counter() - started) / 60
     print(f"\n{text}\n\n{minutes:.1f} minutes on {results['base']['hardware']}; saved in {output}/")
 

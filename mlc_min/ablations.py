@@ -1,6 +1,6 @@
 """Every row of the experiment over several seeds: how the committed figures in `data/results/` were made.
 
-    python -m mlc_min.ablations --results data/results                   # five seeds; hours, see data/results/README.md
+    python -m mlc_min.ablations --results data/results                   # five seeds: about an hour on 2 cores
     python -m mlc_min.ablations --rows "DPO+MLC" "frozen extractor" --seeds 0 1
 
 What is done already (a result.json in the output folder) is not run again, so that a stopped run goes on where
@@ -9,18 +9,17 @@ it was, and seeds can be run by several processes at once. Writes ablations.json
 
 import argparse
 import json
-import re
 from pathlib import Path
 from statistics import mean, stdev
 
 from mlc_min.machinery.errors import Help, InputError, run_command
 from mlc_min.machinery.pictures import plot_rates, plot_spectra, plot_tradeoff
 from mlc_min.machinery.report import LEGEND, markdown_table, markdown_tables, p_value
-from mlc_min.machinery.saving import write_atomically
-from mlc_min.metrics import paired_bootstrap, summarize
+from mlc_min.machinery.saving import write_atomically, write_json
+from mlc_min.metrics import is_answered, paired_bootstrap, summarize
 from mlc_min.safety import by_model
 from mlc_min.train import TrainConfig
-from mlc_min.world.experiment import MAIN, ROWS, SEEDLESS, World, run, settings_of
+from mlc_min.world.experiment import MAIN, ROWS, SEEDLESS, World, run, settings_of, slug
 from mlc_min.world.sentences import ALIGNED
 
 # (row, other row, figure of `metrics.summarize`): is it higher in the first?
@@ -46,11 +45,10 @@ def by_request(records: list[dict], figure: str) -> dict[str, list[float]]:
     outcomes: dict[str, list[float]] = {}
     for record in records:
         own = record["reply_language"] == record["language"]
-        answered = record["verdict"] == "compliance" and record.get("correct") is not False
         counted, kind = {
             "avg": (record["verdict"] == "refusal", True),
             "over_refusal": (record["verdict"] == "refusal", False),
-            "helpful_own": (answered and own, False),
+            "helpful_own": (is_answered(record) and own, False),
             "in_language": (own, None),
         }[figure]
         if record["language"] in ALIGNED and kind in (None, record["harmful"]):
@@ -101,14 +99,6 @@ def refusal_by_verb(records: list[dict]) -> dict[str, float]:
     return {verb: 100 * mean(verdicts) for verb, verdicts in sorted(refused.items())}
 
 
-def slug(name: str) -> str:
-    """
-    >>> slug("paper's settings"), slug("control: shuffled")
-    ('papers-settings', 'control-shuffled')
-    """
-    return re.sub(r"[^\w+-]+", "-", name.replace("'", ""))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m mlc_min.ablations",
@@ -137,7 +127,7 @@ def main() -> None:
                 continue
             folder = arguments.output / (slug(name) if name in SEEDLESS else f"{slug(name)}-seed-{seed}")
             if not (folder / "result.json").exists():
-                run(world, name, seed, folder, steps=arguments.steps, device=arguments.device)
+                run(world, name, seed, folder, steps=arguments.steps)
             result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
             expected = {"split": arguments.split, "prompts_per_language": len(world.test_rows)}
             expected["settings"] = settings_of(name, seed, steps=arguments.steps)
@@ -160,7 +150,7 @@ def write(folder: Path, results: dict[str, list[dict]], answers: list[dict]) -> 
     runs = {name: [result["summary"] for result in own] for name, own in results.items()}
     diagnostics = {name: own[0]["diagnostics"] for name, own in results.items() if own[0]["diagnostics"]}
     tables = f"{markdown_tables(runs)}\n\n{answers_table(answers)}"
-    write_atomically(folder / "ablations.json", json.dumps({"rows": results, "answers": answers}, indent=1) + "\n")
+    write_json(folder / "ablations.json", {"rows": results, "answers": answers})
     write_atomically(folder / "ablations.md", f"{tables}\n\n{LEGEND}\n")
     plot_rates({name: runs[name] for name in MAIN if name in runs} or runs, folder / "rates.png")
     plot_tradeoff(runs, folder / "tradeoff.png")

@@ -31,7 +31,7 @@ from mlc_min.machinery.models import load_model, pick_device
 from mlc_min.machinery.pictures import plot_rates, plot_tradeoff
 from mlc_min.machinery.report import safety_report
 from mlc_min.machinery.rows import Row, parse_languages, read_rows
-from mlc_min.machinery.saving import write_atomically
+from mlc_min.machinery.saving import write_atomically, write_json
 from mlc_min.metrics import compare, summarize
 from mlc_min.world.sentences import ALIGNED, EMBEDDED, LANGUAGES, refusal_text
 
@@ -218,7 +218,7 @@ def generate_step(arguments) -> None:
         replies = generate(model, tokenizer, prompts, max_new_tokens, batch_size, **sampling, journal=journal)
     named = [{"model": arguments.name or name, **r, **reply} for r, reply in zip(records, replies, strict=True)]
     write_records(arguments.output / "generations.jsonl", named)
-    write_atomically(arguments.output / "diagnostics.json", json.dumps(figures, indent=1) + "\n")
+    write_json(arguments.output / "diagnostics.json", figures)
     journal.unlink(missing_ok=True)
     print(f"{len(records)} replies: {arguments.output}/generations.jsonl")
 
@@ -262,7 +262,7 @@ def report_step(arguments) -> None:
     output: Path = arguments.output
     write_atomically(output / "report.txt", text + "\n")
     figures = {"judges": judges, "models": summaries, "comparisons": comparisons, "diagnostics": diagnostics}
-    write_atomically(output / "report.json", json.dumps(figures, indent=1) + "\n")
+    write_json(output / "report.json", figures)
     plot_rates({name: [summary] for name, summary in summaries.items()}, output / "rates.png")
     plot_tradeoff({name: [summary] for name, summary in summaries.items()}, output / "tradeoff.png")
     print(f"\n{text}\n\nsaved in {output}/: report.txt, report.json, rates.png, tradeoff.png")

@@ -43,7 +43,7 @@ from mlc_min.machinery.errors import InputError, run_command
 from mlc_min.machinery.models import add_adapters, freeze, load_model, pick_device, vocabulary_head, without_dropout
 from mlc_min.machinery.rows import Row, only_harmful, read_rows
 from mlc_min.machinery.run_folder import record_of, save_run
-from mlc_min.machinery.saving import write_atomically
+from mlc_min.machinery.saving import write_json
 from mlc_min.machinery.stopping import StopRequest
 from mlc_min.machinery.training_log import MetricsLog
 from mlc_min.preference import dpo_loss, orpo_loss, sft_loss, simpo_loss
@@ -177,7 +177,7 @@ def train(
     model.eval()
     freeze(model, config.freeze)
     head = vocabulary_head(model)
-    autocast = torch.autocast(model.device.type, torch.bfloat16) if config.dtype == "bfloat16" else nullcontext()
+    autocast = arithmetic(config, model.device)
     if config.method == "dpo" and reference is None:
         with autocast:  # the policy's arithmetic, or step 0 would not be at log 2
             reference = reference_logps(model, head, examples, pad_id, 4 * config.batch_size)
@@ -248,6 +248,11 @@ def train(
                 print(f"stopped after step {step}; {saved}; --resume true continues from it", file=sys.stderr)
                 sys.exit(128 + stop.signal)
     return extractor, log.history
+
+
+def arithmetic(config: TrainConfig, device: torch.device):
+    """The context that a forward pass of this run is made in: autocast to bfloat16, or nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if config.dtype == "bfloat16" else nullcontext()
 
 
 def data_hash(examples: list[Example]) -> str:
@@ -344,9 +349,8 @@ def main() -> None:
     reference = None
     if config.method == "dpo":
         model.eval()
-        autocast = torch.autocast(device.type, torch.bfloat16) if config.dtype == "bfloat16" else nullcontext()
         settings = (tokenizer.pad_token_id, 4 * config.batch_size, config.dtype)
-        with autocast:  # before the adapters, of which the reference has none
+        with arithmetic(config, device):  # before the adapters, of which the reference has none
             reference = cached_reference_logps(
                 config.reference_cache, model, vocabulary_head(model), examples, *settings
             )
@@ -355,7 +359,7 @@ def main() -> None:
         model = add_adapters(model, config.lora, config.lora_alpha)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    write_atomically(output / "run.json", json.dumps(record, indent=1) + "\n")
+    write_json(output / "run.json", record)
     extractor, history = train(config, model, tokenizer, examples, output, reference=reference)
     save_run(config, model, tokenizer, extractor, record, history)
     print(f"saved {output}/model and {output}/train_log.jsonl")

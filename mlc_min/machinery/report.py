@@ -2,6 +2,7 @@
 
 from statistics import mean, stdev
 
+from mlc_min.metrics import percent, scored
 from mlc_min.world.sentences import ALIGNED, LANGUAGES
 
 FIGURES = (("avg", "Avg"), ("lenient_avg", "lenient"), ("var", "Var"), ("pag", "PAG"), ("unseen_avg", "unseen"),
@@ -76,8 +77,8 @@ def language_table(summary: dict) -> str:
         for kind in ("strict", "lenient"):
             interval = summary[f"{kind}_interval"][code]
             row += [figure(summary[kind][code]), "–" if interval is None else f"{interval[0]:.0f}–{interval[1]:.0f}"]
-        scored = harmless["prompts"] - harmless["unscored"]
-        row += [verdicts(harmless), share(harmless["refusal"], scored), share(harmless["answered"], scored)]
+        judged = scored(harmless)
+        row += [verdicts(harmless), share(harmless["refusal"], judged), share(harmless["answered"], judged)]
         row += [share(both["in_language"], both["language_known"]), share(both["cut_off"], both["prompts"])]
         rows.append(row)
     return aligned_text(rows)
@@ -97,7 +98,7 @@ def share(part: int, whole: int) -> str:
     >>> share(1, 3), share(0, 0)
     ('33.3', '–')
     """
-    return figure(100 * part / whole if whole else None)
+    return figure(percent(part, whole))
 
 
 def notes(name: str, summary: dict) -> list[str]:

@@ -1,5 +1,6 @@
 """Saves that are whole or not there: write beside the target, then rename."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -25,6 +26,11 @@ def write_atomically(path: str | Path, text: str) -> None:
     """Replace the file's content by `text` (UTF-8); a crash in between leaves the old file as it was."""
     with replacing(path) as fresh:
         fresh.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value) -> None:
+    """Replace the file's content by `value` as indented JSON."""
+    write_atomically(path, json.dumps(value, indent=1) + "\n")
 
 
 def save_folder(folder: str | Path, write: Callable[[Path], None]) -> None:

@@ -5,6 +5,7 @@
 
 import copy
 import json
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from mlc_min.diagnose import diagnose
 from mlc_min.machinery.models import load_model, pick_device
 from mlc_min.machinery.provenance import hardware, versions
 from mlc_min.machinery.rows import Row, only_harmful, read_rows
-from mlc_min.machinery.saving import write_atomically
+from mlc_min.machinery.saving import write_atomically, write_json
 from mlc_min.metrics import summarize
 from mlc_min.safety import CONTROLS, cells, control_reply, evaluate, judge, write_records
 from mlc_min.train import TrainConfig, train
@@ -72,6 +73,15 @@ class World:
         return cls(base, tokenizer, train_rows, rows, languages, split)
 
 
+def slug(name: str) -> str:
+    """A row's name as that of its folder.
+
+    >>> slug("paper's settings"), slug("control: shuffled")
+    ('papers-settings', 'control-shuffled')
+    """
+    return re.sub(r"[^\w+-]+", "-", name.replace("'", ""))
+
+
 def settings_of(name: str, seed: int, **settings) -> dict | None:
     """All settings of a row's training but paths and device; None if it has no training."""
     if ROWS[name] is None:
@@ -121,5 +131,5 @@ def run(world: World, name: str, seed: int, folder: Path, **settings) -> dict:
         "summary": summarize(records),
         "diagnostics": diagnostics,
     }
-    write_atomically(folder / "result.json", json.dumps(result, indent=1) + "\n")
+    write_json(folder / "result.json", result)
     return result

@@ -41,7 +41,7 @@ from mlc_min.machinery.errors import run_command
 from mlc_min.machinery.models import load_model, pick_device
 from mlc_min.machinery.provenance import hardware, versions
 from mlc_min.machinery.rows import read_rows
-from mlc_min.machinery.saving import save_folder, write_atomically
+from mlc_min.machinery.saving import save_folder, write_atomically, write_json
 from mlc_min.metrics import summarize
 from mlc_min.safety import evaluate
 from mlc_min.world.sentences import (
@@ -266,7 +266,7 @@ def build(folder: Path, seed: int, steps: int, batch_size: int, learning_rate: f
         "pretraining_loss": losses[0],
         **measure(folder, device),
     }
-    write_atomically(folder / "making.json", json.dumps(making, indent=1) + "\n")
+    write_json(folder / "making.json", making)
     return making
 
 
@@ -274,7 +274,7 @@ def rewrite_rows(folder: Path, device: torch.device) -> dict:
     """After a change of the splits: write the rows anew and measure the model that is there on them."""
     write_rows(folder)
     making = json.loads((folder / "making.json").read_text(encoding="utf-8")) | measure(folder, device)
-    write_atomically(folder / "making.json", json.dumps(making, indent=1) + "\n")
+    write_json(folder / "making.json", making)
     return making
 
 
