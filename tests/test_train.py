@@ -161,6 +161,14 @@ def test_the_cosine_ablation_logs_both_losses(model, examples):
     assert metrics["mlc_floor"] <= metrics["mlc_loss"] <= metrics["mlc_ceiling"]
 
 
+def test_the_consistency_loss_of_a_batch_is_the_mean_over_its_prompts_taken_alone(model, examples):
+    """Laid out language by language instead of prompt by prompt, a batch would mix prompts within a group."""
+    config = settings(mlc_layer=2)
+    batch, _ = consistency_loss(model, torch.nn.Identity(), examples, 0, config)
+    alone = [consistency_loss(model, torch.nn.Identity(), [e], 0, config)[0].item() for e in examples]
+    assert batch.item() == pytest.approx(sum(alone) / len(alone), abs=1e-5)
+
+
 def test_consistency_alone_moves_no_layer_above_the_chosen_one(model, examples):
     config = settings(mlc_layer=1)
     loss, _ = consistency_loss(model, torch.nn.Identity(), examples, 0, config)

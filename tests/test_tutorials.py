@@ -1,0 +1,245 @@
+"""The tutorials: every block runs and prints what the page says, pictures come out the same, solutions pass."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import pyplot
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tutorials"))
+
+import run as tutorial  # noqa: E402  tutorials/run.py
+
+from mlc_min.machinery.errors import InputError  # noqa: E402
+
+PAGES = tutorial.pages()
+every_page = pytest.mark.parametrize("page", PAGES, ids=[page.name[:2] for page in PAGES])
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def solution_of(page: Path) -> str:
+    (solution,) = re.findall(r"<details>.*?^~~~python\n(.*?)^~~~$", text_of(page), re.DOTALL | re.MULTILINE)
+    return solution
+
+
+# --- the pages ---
+
+
+@pytest.mark.filterwarnings("default")  # as a reader runs them
+@every_page
+def test_every_block_prints_what_the_page_says_and_every_picture_is_the_committed_one(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # what a page writes shall not land in the checkout
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the commands that page 7 starts
+    pyplot.switch_backend("Agg")
+    (tmp_path / "tutorials" / "pictures").mkdir(parents=True)
+    namespace: dict = {"__name__": "__main__"}
+    steps, _ = tutorial.parse(text_of(page))
+    for step in steps:
+        printed = tutorial.execute(step, page, namespace)
+        assert step.expected is None or not tutorial.differs(step.expected, printed), (
+            f"{page.name}, line {step.line}, printed\n{printed}\nand the page says\n{step.expected}"
+        )
+    pyplot.close("all")
+    drawn = {path.name for path in (tmp_path / "tutorials" / "pictures").iterdir()}
+    assert drawn == set(re.findall(r"\]\(pictures/(.+?)\)", text_of(page)))
+    for name in drawn:
+        fresh = pyplot.imread(tmp_path / "tutorials" / "pictures" / name)
+        committed = pyplot.imread(ROOT / "tutorials" / "pictures" / name)
+        assert fresh.shape == committed.shape
+        # The same machine draws the same bytes. On another one a training run may move a dot or a bar.
+        assert (np.abs(fresh - committed).max(-1) > 0.1).mean() < 0.02, f"{name} has changed"
+
+
+@every_page
+def test_every_page_has_a_question_a_prediction_a_warning_and_an_exercise(page):
+    text = text_of(page)
+    assert re.match(rf"# {int(page.name[:2])}\. ", text)
+    for part in ("**Question.**", "redict", "## What could fool you", "## Exercise", "<details>"):
+        assert part in text, part
+    assert f"pytest tutorials/exercises -k page_{int(page.name[:2])}\n" in text
+    steps, _ = tutorial.parse(text)
+    assert sum(step.expected is not None for step in steps) >= 3
+    # Each `text` block belongs to a step: none stands where nobody compares it.
+    assert len(re.findall(r"^```text$", text, re.MULTILINE)) == sum(step.expected is not None for step in steps)
+
+
+def test_links_lead_somewhere():
+    for page in [*PAGES, ROOT / "tutorials" / "README.md"]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", text_of(page)):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+    assert set(re.findall(r"\]\((\d\d-[^)]+)\)", text_of(ROOT / "tutorials" / "README.md"))) == {p.name for p in PAGES}
+
+
+@pytest.mark.parametrize("module", ["train", "safety"])
+def test_flags_of_the_commands_that_no_test_runs_exist(module, monkeypatch, capsys):
+    shown = [text for page in PAGES for text in re.findall(r"^```bash\n(.*?)^```", text_of(page), re.DOTALL | re.M)]
+    commands = [c for text in shown for c in text.replace("\\\n", " ").splitlines() if f"mlc_min.{module} " in c]
+    main = __import__(f"mlc_min.{module}", fromlist=["main"]).main
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    known = set(re.findall(r"--\w+", capsys.readouterr().out))
+    assert commands and all(set(re.findall(r"--\w+", command)) <= known for command in commands)
+
+
+# --- the runner ---
+
+
+@pytest.mark.parametrize(
+    ("expected", "printed", "different"),
+    [
+        ("loss 0.92", "loss 0.9134", False),
+        ("loss 0.92", "loss 0.9301", True),
+        ("2 of 3", "2 of 4", True),
+        ("2 of 3", "2 of 3 \n", False),
+        ("rate 1.0", "rate 0.96", False),
+        ("margin -0.3", "margin 0.3", True),
+        ("error 3.1e-07", "error 3.14e-07", False),
+        ("error 3.1e-07", "error 3.1e-06", True),
+        ("True 0.1", "False 0.1", True),
+        ("(50, 10, 192)", "(50, 10, 193)", True),
+    ],
+)
+def test_outputs_are_compared_to_the_digits_shown(expected, printed, different):
+    assert tutorial.differs(expected, printed) is different
+
+
+PAGE = """# 9. A page
+
+```python
+x = 2
+print(x / 3)
+```
+```text
+0.67
+```
+
+Prose.
+
+```python
+print("x is", x)
+```
+
+~~~python
+raise SystemExit("a solution is not run")
+~~~
+
+The end.
+"""
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    monkeypatch.setattr(tutorial, "FOLDER", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "09-page.md"
+    path.write_text(PAGE, encoding="utf-8")
+    return path
+
+
+def start(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        tutorial.main()
+    return stopped.value.code
+
+
+def test_all_runs_every_block_in_one_namespace_and_not_the_solution(page, monkeypatch, capsys):
+    assert start(monkeypatch, "9", "--all") == 0
+    output = capsys.readouterr().out
+    assert "0.6666666666666666" in output and "x is 2" in output and "every output is as the page says" in output
+
+
+def test_stepping_waits_before_each_block_and_q_ends(page, monkeypatch, capsys):
+    answers = iter(["", "q"])
+    monkeypatch.setattr("builtins.input", lambda question: next(answers))
+    assert start(monkeypatch, "09") == 0
+    output = capsys.readouterr().out
+    assert "0.6666666666666666" in output and "x is 2" not in output
+
+
+def test_an_output_that_differs_is_shown_and_ends_with_1_and_write_mends_the_page(page, monkeypatch, capsys):
+    page.write_text(PAGE.replace("0.67", "0.76"), encoding="utf-8")
+    assert start(monkeypatch, "9", "--all") == 1
+    assert "1 of 2 outputs differ" in capsys.readouterr().out
+    assert start(monkeypatch, "9", "--write") == 0
+    assert text_of(page) == PAGE.replace("0.67", "0.6666666666666666")
+
+
+def test_an_error_in_a_block_names_the_line_of_the_page(page, monkeypatch, capsys):
+    page.write_text(PAGE.replace("x / 3", "x / 0"), encoding="utf-8")
+    assert start(monkeypatch, "9", "--all") == 1
+    error = capsys.readouterr().err
+    assert '09-page.md", line 5' in error and "print(x / 0)" in error and "run.py" not in error
+
+
+def test_a_page_that_is_not_there_is_refused_with_those_that_are(page):
+    with pytest.raises(InputError, match="page 3: there is none; the pages are 09"):
+        tutorial.find("3")
+
+
+def test_without_a_number_the_pages_are_listed(page, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    tutorial.main()
+    assert capsys.readouterr().out == "09 9. A page\n"
+
+
+# --- the exercises ---
+
+
+def exercises(*paths: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
+    command += ["-p", "no:cacheprovider", *map(str, paths)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+@pytest.fixture
+def copied(tmp_path) -> Path:
+    for path in (ROOT / "tutorials" / "exercises").glob("*.py"):
+        (tmp_path / path.name).write_text(text_of(path), encoding="utf-8")
+    return tmp_path
+
+
+def test_every_solution_passes_every_test_of_its_exercise(copied):
+    for page in PAGES:
+        (copied / f"page_{int(page.name[:2])}.py").write_text(solution_of(page), encoding="utf-8")
+    done = exercises(copied)
+    assert done.returncode == 0, done.stdout
+    counts = re.findall(r"^page_\d: (\d+) of (\d+) tests hold$", done.stdout, re.MULTILINE)
+    assert len(counts) == len(PAGES) and all(held == of for held, of in counts), done.stdout
+
+
+def test_an_empty_exercise_waits_and_a_wrong_one_is_told_which_invariants_fail(copied):
+    wrong = solution_of(PAGES[5]).replace("[:, 0] ** 2", "[:, 0]")  # σ₁ and not its square
+    (copied / "page_6.py").write_text(wrong, encoding="utf-8")
+    done = exercises(copied / "test_page_1.py", copied / "test_page_6.py")
+    assert done.returncode == 1
+    assert re.search(r"^page_1: 0 of (\d+) tests hold, \1 wait for a function", done.stdout, re.MULTILINE)
+    assert re.search(r"^page_6: .* hold, 1 fail$", done.stdout, re.MULTILINE)
+    assert "FAILED" in done.stdout and "test_one_minus_collinearity_is_the_relative_error" in done.stdout
+
+
+# --- as a notebook ---
+
+
+def test_a_page_opens_as_a_notebook_and_its_cells_run(tmp_path):
+    jupytext = pytest.importorskip("jupytext", reason="pip install jupytext nbclient ipykernel")
+    nbclient = pytest.importorskip("nbclient", reason="pip install jupytext nbclient ipykernel")
+    page = PAGES[2]
+    notebook = jupytext.read(page)
+    assert [cell.source for cell in notebook.cells if cell.cell_type == "code"] == [
+        step.code.rstrip("\n") for step in tutorial.parse(text_of(page))[0]
+    ]
+    (tmp_path / "tutorials" / "pictures").mkdir(parents=True)
+    os.environ["PYTHONPATH"] = str(ROOT)
+    nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert "0.0589" in json.dumps(notebook)
