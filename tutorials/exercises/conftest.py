@@ -1,17 +1,21 @@
 """Counts, page by page, which of the project's tests hold for the reader's functions."""
 
 from collections import Counter
-from pathlib import Path
+
+import pytest
 
 from tests.conftest import tiny_model  # noqa: F401  a fixture, and the settings of Hypothesis
 
 OUTCOMES: dict[str, Counter] = {}
 
 
-def pytest_runtest_logreport(report):
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
     if report.when == "call" or report.outcome == "skipped":
-        page = Path(report.location[0]).stem.removeprefix("test_")
+        page = item.path.stem.removeprefix("test_")
         OUTCOMES.setdefault(page, Counter())[report.outcome] += 1
+    return report
 
 
 def pytest_terminal_summary(terminalreporter):
