@@ -1,9 +1,11 @@
 """The project's tests of the MLC loss, on your port to NumPy."""
 
 import page_7
+import pytest
 import torch
-from your_functions import in_place_of
+from your_functions import in_place_of, skipping
 
+from mlc_min.ports.conformance import check, read_cases
 from tests.test_consistency import (  # noqa: F401
     test_gradient_is_bounded_and_tangent_to_the_sphere_even_where_singular_values_tie,
     test_loss_equals_numpy_in_float64,
@@ -38,3 +40,17 @@ def mlc_loss(representations, tau=0.2, form="official"):
 
 
 yours = in_place_of("tests.test_consistency", mlc_loss=mlc_loss)
+
+
+CASES = [case["name"] for case in read_cases("mlc_loss")]
+
+
+@pytest.fixture(scope="module")
+def checked() -> dict[str, dict]:
+    results = check(skipping(page_7.mlc_loss), "mlc_loss", gradient=skipping(page_7.mlc_loss_gradient))
+    return {result["case"]: result for result in results}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_conformance(checked, case):
+    assert checked[case]["status"] == "pass", checked[case]
