@@ -30,7 +30,7 @@ CHOICES = {
 # The settings of the official runs; 32 rows an optimizer step were 1 x 4 accumulation x 8 GPUs there.
 PAPER = dict(
     method="dpo", beta=0.1, sft_weight=0.0, mlc_weight=0.8, mlc_tau=0.2, mlc_form="official", mlc_layer=-1, mlc_every=2,
-    consistency="mlc", extractor="learned", extractor_dim=512, freeze="", learning_rate=6e-7, warmup=0.1,
+    mlc_parts=4, consistency="mlc", extractor="learned", extractor_dim=512, freeze="", learning_rate=6e-7, warmup=0.1,
     weight_decay=0.0, max_grad_norm=1.0, epochs=3.0, batch_size=1, accumulation=32, max_length=1024, dtype="bfloat16",
 )  # fmt: skip
 PRESETS = {"": {}, "paper": PAPER}
@@ -62,6 +62,7 @@ class TrainConfig:
     mlc_tau: float = setting(0.2, "τ, softmax temperature [0.2]")
     mlc_form: str = setting("official", "official or paper [official]")
     mlc_layer: int = setting(-1, "hidden-state entry, -1 the last [-1]")
+    mlc_parts: int = setting(1, "passes over the prompts, sorted by length: less padding [4 in --preset paper]")
     mlc_every: int = setting(1, "use the MLC loss on every n-th step only [2]")
     consistency: str = setting("mlc", "mlc, or cosine for the pairwise ablation")
     extractor: str = setting("learned", "learned [yes], frozen or identity")
@@ -104,7 +105,16 @@ class TrainConfig:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"--{name} {getattr(self, name)}: choose one of {', '.join(filter(None, allowed))}")
-        for name in ("mlc_every", "extractor_dim", "steps", "batch_size", "accumulation", "max_length", "log_every"):
+        for name in (
+            "mlc_every",
+            "mlc_parts",
+            "extractor_dim",
+            "steps",
+            "batch_size",
+            "accumulation",
+            "max_length",
+            "log_every",
+        ):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: must be at least 1")
         for name in ("beta", "simpo_beta", "mlc_tau", "learning_rate", "max_grad_norm"):

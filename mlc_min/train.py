@@ -48,7 +48,7 @@ from mlc_min.machinery.stopping import StopRequest
 from mlc_min.machinery.training_log import MetricsLog
 from mlc_min.preference import dpo_loss, orpo_loss, sft_loss, simpo_loss
 from mlc_min.reference import cached_reference_logps, reference_logps, response_logps
-from mlc_min.represent import last_token_states, resolve_layer
+from mlc_min.represent import last_token_states_in_parts, resolve_layer
 from mlc_min.settings import TrainConfig, parse_settings
 
 
@@ -92,9 +92,8 @@ def consistency_loss(
     different sets of languages; one in a single language adds 0. `diagnostics`: also the figures that say what a
     low loss means, at four more singular value decompositions."""
     batch = consistency_batch(examples, config.language_list, pad_id)
-    states = last_token_states(
-        model, batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device), config.mlc_layer
-    )
+    input_ids, attention_mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
+    states = last_token_states_in_parts(model, input_ids, attention_mask, config.mlc_layer, config.mlc_parts)
     sizes = batch["sizes"].tolist()
     groups = states.split(sizes)
     loss, metrics = states.new_zeros((), dtype=torch.float32), {}

@@ -20,7 +20,13 @@ from transformers import (
 )
 
 from mlc_min.data import pad
-from mlc_min.represent import last_position, last_token_states, position_ids, resolve_layer
+from mlc_min.represent import (
+    last_position,
+    last_token_states,
+    last_token_states_in_parts,
+    position_ids,
+    resolve_layer,
+)
 
 N = 3  # layers of every model here, so entries 0…3
 ROWS = [[5, 6, 7, 8, 9, 10, 2], [11, 2], [2, 12, 13, 2]]
@@ -101,6 +107,29 @@ def test_one_by_one_equals_batched(tiny_model, side):
         batched = last_token_states(tiny_model, **padded(side=side), layer=layer)
         single = [last_token_states(tiny_model, **padded([row], side), layer=layer) for row in ROWS]
         torch.testing.assert_close(batched, torch.cat(single), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 9])
+@pytest.mark.parametrize("layer", [0, 1, N])
+def test_in_parts_the_states_and_the_gradient_are_those_of_one_pass(parts, layer):
+    rows, weights = [*ROWS, [7] * 9, [3], [9, 8, 2, 2]], torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
+    whole, cut = make_model("Qwen2"), make_model("Qwen2")
+    expected = last_token_states(whole, **padded(rows), layer=layer)
+    found = last_token_states_in_parts(cut, **padded(rows, more=2), layer=layer, parts=parts)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    (expected * weights).sum().backward()
+    (found * weights).sum().backward()
+    for a, b in zip(whole.parameters(), cut.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None)
+        assert a.grad is None or torch.allclose(a.grad, b.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_parts_hold_no_more_padding_than_their_own_longest_row_needs():
+    model, seen = make_model("Qwen2"), []
+    hook = model.get_input_embeddings().register_forward_hook(lambda _, inputs, __: seen.append(tuple(inputs[0].shape)))
+    last_token_states_in_parts(model, **padded([[5] * 2, [5] * 9, [5] * 3, [5] * 8]), layer=1, parts=2)
+    hook.remove()
+    assert seen == [(2, 3), (2, 9)]
 
 
 def test_the_values_would_show_an_attended_pad_token(model):

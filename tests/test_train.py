@@ -136,6 +136,11 @@ def test_the_same_seed_gives_the_same_weights(tiny_model, examples):
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
+def test_mlc_parts_changes_neither_the_loss_nor_the_gradient(model, examples):
+    one, three = (gradient(model, examples, 8, settings(mlc_weight=0.8, mlc_parts=parts)) for parts in (1, 3))
+    torch.testing.assert_close(one, three, atol=1e-4 * one.abs().max().item(), rtol=1e-3)
+
+
 def test_mlc_every_skips_the_loss_on_the_other_steps(model, examples):
     config = settings(steps=4, mlc_weight=0.8, mlc_every=2, log_every=1)
     _, history = train(config, model, Tokenizer, examples, quiet=True)

@@ -135,6 +135,25 @@ def plot_spectra(diagnostics: dict[str, dict], path: str | Path) -> None:
     _save(canvas, path)
 
 
+def plot_growth(curves: dict[str, dict], path: str | Path) -> None:
+    """A panel a quantity that grows: seconds and added memory, each over its value at the first point, and the line on
+    which both would lie if they were proportional."""
+    canvas, panels = _figure(1, len(curves), figsize=(2.6 * len(curves), 3.2))
+    for axes, (name, curve) in zip(panels, curves.items(), strict=True):
+        x = [value / curve["values"][0] for value in curve["values"]]
+        for key, label, number in (("seconds", "seconds", 2), ("added_gb", "memory", 1)):
+            if curve[key][0]:
+                axes.plot(x, [value / curve[key][0] for value in curve[key]], **style(number, 5, line=1), label=label)
+        axes.plot(x, x, color="#999999", linewidth=0.8, linestyle=":", label="proportional")
+        axes.set(xscale="log", yscale="log", title=name, ylim=(0.4, 40))
+        axes.set_xticks(x, [f"{value:,}" for value in curve["values"]], fontsize=8)
+        axes.set_xticks([], minor=True)
+        axes.grid(color="#e8e8e8", linewidth=0.7)
+    panels[0].set_ylabel("over the first point")
+    canvas.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    _save(canvas, path)
+
+
 def _figure(*shape: int, **settings):
     import matplotlib
 

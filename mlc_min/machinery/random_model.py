@@ -4,8 +4,9 @@
     python -m mlc_min.train --model runs/shapes/qwen2.5-0.5b --steps 3 --log_every 1 --mlc_weight 0.8 …
 
 The training log then shows seconds, tokens a second and the peak memory. It has the embedded model's tokenizer, so
-the rows of data/embedded can be used; its answers mean nothing. The sizes are the published ones; the class is Llama's,
-whose layers are Qwen2's but for a few bias vectors, because transformers gives every Qwen2 folder Qwen's tokenizer.
+the rows of data/embedded can be used; its answers mean nothing. The sizes are the published ones, but for tiny and
+small; the class is Llama's, whose layers are Qwen2's but for a few bias vectors, because transformers gives every
+Qwen2 folder Qwen's tokenizer.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from mlc_min.world.sentences import EMBEDDED
 # hidden size, layers, heads, key-value heads, width of the MLP, tied head: as in the published configurations
 SHAPES = {
     "tiny": (64, 2, 4, 2, 96, True),
+    "small": (512, 8, 8, 2, 1536, True),  # no published one: a real vocabulary on a model that a CPU can train
     "qwen2.5-0.5b": (896, 24, 14, 2, 4864, True),
     "qwen2.5-1.5b": (1536, 28, 12, 2, 8960, True),
     "qwen2.5-7b": (3584, 28, 28, 4, 18944, False),

@@ -25,7 +25,7 @@ except ImportError:  # the module can be imported all the same; its command says
     DPOTrainer = SFTTrainer = object
 
 NAMES = """method model train languages missing too_long harmful_only lora mlc_weight mlc_tau mlc_form mlc_layer
-mlc_every consistency extractor extractor_dim shuffle_translations""".split()
+mlc_parts mlc_every consistency extractor extractor_dim shuffle_translations""".split()
 MLCConfig = make_dataclass("MLCConfig", [(name, FIELDS[name].type, FIELDS[name]) for name in NAMES])  # TrainConfig's
 
 

@@ -1,0 +1,124 @@
+"""What is measured: models of a real shape with random weights, rows of random tokens, one training step of each
+kind, and the operations that a step cannot do without."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from mlc_min.consistency import make_extractor
+from mlc_min.data import Example
+from mlc_min.machinery.models import vocabulary_head
+from mlc_min.machinery.random_model import make_config
+from mlc_min.reference import reference_logps
+from mlc_min.represent import resolve_layer
+from mlc_min.settings import TrainConfig
+from mlc_min.train import total_loss
+
+PAD = 0
+# Tokens of a translation for one token of English, in the paper's order of languages. Not measured: roughly what
+# tokenizers trained mostly on English and Chinese do to other scripts.
+STRETCH = (1.0, 1.0, 1.5, 1.4, 1.5, 3.0, 1.8, 2.2, 2.4, 2.0)
+
+
+def make_model(shape: str, device: torch.device, vocabulary: int | None = None, dtype=torch.float32):
+    """A model of `random_model.SHAPES` with random weights, in eval mode. vocabulary: another size of it."""
+    torch.manual_seed(0)
+    config = make_config(shape)
+    config.vocab_size = vocabulary or config.vocab_size
+    with device:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model.eval()
+
+
+def make_examples(
+    count: int, vocabulary: int, languages: int = 10, prompt: int = 24, response: int = 64, vary: bool = True
+) -> list[Example]:
+    """Rows of random tokens. prompt, response: mean number of tokens in English; a row has half to one and a half
+    times as many, and translations are longer by STRETCH. vary: False makes all prompts `prompt` long."""
+    draw = torch.Generator().manual_seed(0)
+
+    def tokens(length: float) -> list[int]:
+        return torch.randint(3, vocabulary, (max(1, round(length)),), generator=draw).tolist()
+
+    def around(mean: float) -> float:
+        return mean * (0.5 + torch.rand((), generator=draw).item())
+
+    examples = []
+    for row in range(count):
+        length = around(prompt) if vary else prompt
+        stretch = STRETCH if vary else (1.0,)
+        prompts = {f"l{j}": tokens(length * stretch[j % len(stretch)]) for j in range(languages)}
+        examples.append(Example(f"row {row}", prompts, tokens(around(response)), tokens(around(response))))
+    return examples
+
+
+@dataclass
+class Workload:
+    """A model in training, and one batch for it."""
+
+    model: torch.nn.Module
+    examples: list[Example]
+    config: TrainConfig
+    extractor: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    reference: torch.Tensor
+
+    @classmethod
+    def make(cls, model, examples: list[Example], layer: int = -1, parts: int = 4) -> "Workload":
+        languages = ",".join(examples[0].prompts)
+        config = TrainConfig(
+            languages=languages, mlc_weight=0.8, mlc_layer=layer, mlc_parts=parts, sft_weight=0.0, extractor_dim=512
+        )
+        torch.manual_seed(0)
+        extractor = make_extractor(config.extractor, model.config.hidden_size, config.extractor_dim).to(model.device)
+        parameters = [*model.parameters(), *extractor.parameters()]
+        fused = True if model.device.type == "cuda" else None
+        optimizer = torch.optim.AdamW(parameters, 1e-6, weight_decay=0.0, fused=fused)
+        reference = reference_logps(model, vocabulary_head(model), examples, PAD, len(examples))
+        return cls(model, examples, config, extractor, optimizer, reference)
+
+    def loss(self, uses_mlc: bool) -> torch.Tensor:
+        """The trainer's own loss of the batch."""
+        batch, head = self.examples, vocabulary_head(self.model)
+        inputs = (batch, batch, self.reference, PAD, self.config, uses_mlc, False)
+        return total_loss(self.model, head, self.extractor, *inputs)[0]
+
+    def step(self, loss) -> float:
+        """Backward and optimizer step of a loss; returns its value."""
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+
+# --- operations that cannot be done without ---
+
+
+def forward_operations(config, lengths: list[int], layers: int, head_tokens: int = 0) -> float:
+    """Multiplications and additions of one forward pass without padding: sequences of `lengths` tokens through
+    `layers` layers, and the vocabulary head on `head_tokens` positions. Norms, softmax and the like are not counted."""
+    hidden = config.hidden_size
+    head_dim = hidden // config.num_attention_heads
+    attention = hidden * hidden * 2 + hidden * head_dim * config.num_key_value_heads * 2
+    weights = attention + 3 * hidden * config.intermediate_size
+    tokens, pairs = sum(lengths), sum(n * n for n in lengths)  # causal: half of all pairs, for scores and for values
+    return layers * (2 * weights * tokens + 2 * hidden * pairs) + 2 * hidden * config.vocab_size * head_tokens
+
+
+def alignment_operations(config, examples: list[Example]) -> float:
+    """Of a DPO step: forward, and twice as much backward."""
+    first = [next(iter(e.prompts.values())) for e in examples]
+    responses = [len(e.chosen) for e in examples] + [len(e.rejected) for e in examples]
+    lengths = [len(p) + n for p, n in zip(first * 2, responses, strict=True)]
+    return 3 * forward_operations(config, lengths, config.num_hidden_layers, sum(responses))
+
+
+def consistency_operations(config, examples: list[Example], layer: int) -> float:
+    """Of the MLC pass: layers up to its own, no head."""
+    return 3 * forward_operations(config, [len(ids) for e in examples for ids in e.prompts.values()], layer)
+
+
+def layer_of(workload: Workload) -> int:
+    return resolve_layer(workload.model, workload.config.mlc_layer)
