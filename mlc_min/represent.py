@@ -46,18 +46,24 @@ def last_position(attention_mask: torch.Tensor) -> torch.Tensor:
     return (attention_mask.bool() * positions).argmax(-1)
 
 
-def last_token_states(model, input_ids: torch.Tensor, attention_mask: torch.Tensor, layer: int = -1) -> torch.Tensor:
+def last_token_states(
+    model,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    layer: int = -1,
+    inputs_embeds: torch.Tensor | None = None,
+) -> torch.Tensor:
     """h: hidden state of the last token of each prompt at entry `layer`. (N, T), (N, T) -> (N, d_h).
 
     The prompts must end as generation would start, that is with the chat template's generation prompt.
     Runs the layers up to `layer` and stops: no layer above it, no final norm unless it is the last entry,
     no vocabulary logits. Keeps the gradient. The dtype is the model's own (or autocast's).
+    inputs_embeds: (N, T, d_h), the embeddings of the ids, if they have been looked up already.
     """
     layer = resolve_layer(model, layer)
     decoder = model.get_decoder()
-    inputs = dict(
-        input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids(attention_mask), use_cache=False
-    )
+    inputs = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+    inputs |= dict(attention_mask=attention_mask, position_ids=position_ids(attention_mask), use_cache=False)
     if layer == len(decoder.layers):
         hidden_states = decoder(**inputs).last_hidden_state
     else:
@@ -85,10 +91,13 @@ def last_token_states_in_parts(
     """
     if parts == 1:
         return last_token_states(model, input_ids, attention_mask, layer)
+    # Looked up once: the gradient of the embeddings is as large as they are, and each lookup would make one.
+    embeds = model.get_input_embeddings()(input_ids)
     lengths = attention_mask.sum(-1)
     order = lengths.argsort()
     states = []
     for rows in order.chunk(parts):
         columns = slice(int(lengths[rows].max()))
-        states.append(last_token_states(model, input_ids[rows, columns], attention_mask[rows, columns], layer))
+        part = input_ids[rows, columns], attention_mask[rows, columns], layer, embeds[rows, columns]
+        states.append(last_token_states(model, *part))
     return torch.cat(states)[order.argsort()]

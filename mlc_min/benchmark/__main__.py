@@ -57,11 +57,12 @@ def main() -> None:
         measure, title = PARTS[name]
         key = name if arguments.shape == "small" or name == "evaluation" else f"{name}, {arguments.shape}"
         command = f"python -m mlc_min.benchmark --parts {name} --shape {arguments.shape} --rows {arguments.rows}"
-        print(f"\n{title}, {arguments.shape}", flush=True)
+        print(f"\n{title}", flush=True)
         start = time.perf_counter()
         measured = measure(arguments.shape, arguments.rows, arguments.repeats, device)
         results[key] = {
-            "title": f"{title}, {arguments.shape}", **measured, "command": f"{command} --repeats {arguments.repeats}",
+            "title": title if name == "evaluation" else f"{title}, {arguments.shape}", **measured,
+            "command": f"{command} --repeats {arguments.repeats}",
             "seconds": round(time.perf_counter() - start), "hardware": hardware(device), "versions": versions(),
             "commit": git_commit(),
         }  # fmt: skip
