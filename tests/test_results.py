@@ -7,6 +7,7 @@ from statistics import mean
 import pytest
 
 from mlc_min.ablations import QUESTIONS, answers_table
+from mlc_min.benchmark.__main__ import section
 from mlc_min.machinery.report import figure, markdown_tables
 from mlc_min.metrics import wilson
 from mlc_min.world.experiment import MAIN, ROWS, SEEDLESS, settings_of
@@ -76,3 +77,18 @@ def test_the_answers_of_the_page_are_the_committed_ones():
         ("harmful-only DPO+MLC", "lenient_avg", "100.0"),
     ):
         assert figure(mean(summary[key] for summary in RUNS[name]), key) == shown and shown in page
+
+
+def test_the_figures_of_the_benchmark_are_the_committed_ones():
+    parts = json.loads(text("data/results/benchmark.json"))
+    assert text("data/results/benchmark.md") == "\n\n".join(map(section, parts.values())) + "\n"
+    cost, official, trl, evaluation = (parts[name]["rows"] for name in ("cost", "official", "trl", "evaluation"))
+    for shown in (
+        cost[0][3], cost[1][3], cost[2][3], official[2][1], f"{official[2][2]}; {official[2][3]}",
+        f"{trl[0][3]}; {trl[0][6]}", f"{trl[2][3]}; {trl[2][6]}", evaluation[3][2],
+    ):  # fmt: skip
+        assert shown in text("README.md"), shown
+    page = text("data/results/README.md")
+    growth, loss = parts["growth"]["rows"], parts["loss"]["rows"]
+    for shown in (*official[2][2:], cost[1][3], growth[0][2], growth[2][2], growth[3][2], loss[0][2], loss[3][2]):
+        assert shown in page, shown
