@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -55,14 +54,6 @@ def arguments(few: Path, output: Path, *more) -> list[str]:
     # fmt: on
 
 
-def trainer(few: Path, output: Path, *more) -> subprocess.Popen:
-    command = [sys.executable, "-m", "mlc_min.train", *arguments(few, output, *more)]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
 def in_process(monkeypatch, few: Path, output: Path, *more) -> None:
     monkeypatch.setattr(sys, "argv", ["train", *arguments(few, output, *more)])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -94,29 +85,33 @@ def wait_for(path: Path, change: float, is_running: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def run_trainer(words: list[str]) -> None:
+def run_trainer(words: list[str], errors: Path) -> None:
     sys.argv = ["train", *words]
-    sys.stdout = sys.stderr = open(os.devnull, "w")
+    sys.stdout, sys.stderr = open(os.devnull, "w"), open(errors, "w")
     main()
 
 
-def test_killed_at_ten_random_moments_and_resumed_each_time_it_ends_with_the_same_bits(
-    few, undisturbed, tmp_path, monkeypatch
-):
-    output, draw = tmp_path / "run", random.Random(0)
+@pytest.fixture
+def start(few, tmp_path, monkeypatch):
+    """Starts a trainer as a process of its own: a fork of a server that has imported everything, which saves the
+    seconds of imports."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    # Each start is a fork of a server that has imported everything: a new process without the seconds of imports.
-    starts = multiprocessing.get_context("forkserver")
-    starts.set_forkserver_preload(["mlc_min.train", "pytest", "hypothesis"])
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["mlc_min.train", "pytest", "hypothesis"])
 
-    def start():
-        process = starts.Process(target=run_trainer, args=(arguments(few, output, "--resume", "true"),))
+    def start(output: Path, *more):
+        process = server.Process(target=run_trainer, args=(arguments(few, output, *more), tmp_path / "errors"))
         process.start()
         return process
 
+    return start
+
+
+def test_killed_at_ten_random_moments_and_resumed_each_time_it_ends_with_the_same_bits(undisturbed, tmp_path, start):
+    output, draw = tmp_path / "run", random.Random(0)
     for kills in range(10):
-        process = start()
+        process = start(output, "--resume", "true")
         if kills % 2:  # while training: a random while after the next checkpoint
             before = (output / "checkpoint.pt").stat().st_mtime if (output / "checkpoint.pt").exists() else 0.0
             wait_for(output / "checkpoint.pt", before, process.is_alive)
@@ -126,23 +121,24 @@ def test_killed_at_ten_random_moments_and_resumed_each_time_it_ends_with_the_sam
         assert process.is_alive(), process.exitcode
         process.kill()
         process.join()
-    process = start()
+    process = start(output, "--resume", "true")
     process.join(240)
-    assert process.exitcode == 0
+    assert process.exitcode == 0, (tmp_path / "errors").read_text()
     same_result(undisturbed, output)
     assert not list(output.glob(".*.new.new"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_it_saves_says_so_and_can_be_resumed(few, undisturbed, tmp_path, monkeypatch, number):
+def test_asked_to_stop_it_saves_says_so_and_can_be_resumed(few, undisturbed, tmp_path, start, monkeypatch, number):
     output = tmp_path / "run"
-    process = trainer(few, output, "--save_every", 0)
-    wait_for(output / "train_log.jsonl", 0, lambda: process.poll() is None)
-    while process.poll() is None and len((output / "train_log.jsonl").read_text().splitlines()) < 3:
+    process = start(output, "--save_every", 0)
+    wait_for(output / "train_log.jsonl", 0, process.is_alive)
+    while process.is_alive() and len((output / "train_log.jsonl").read_text().splitlines()) < 3:
         time.sleep(0.01)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 128 + number and "--resume true continues from it" in errors
+    os.kill(process.pid, number)
+    process.join(120)
+    assert process.exitcode == 128 + number
+    assert "--resume true continues from it" in (tmp_path / "errors").read_text()
     assert (output / "checkpoint.pt").exists() and not (output / "model").exists()
     in_process(monkeypatch, few, output, "--resume", "true")
     same_result(undisturbed, output)
