@@ -1,4 +1,4 @@
-"""The parts of the benchmark. Each returns its tables: {title: {"columns": […], "rows": [[…], …], "note": …}}."""
+"""The parts of the benchmark. Each returns a table: {"columns": […], "rows": [[…], …], "goal": …, "note": …}."""
 
 import copy
 import gc
@@ -7,9 +7,10 @@ from statistics import median
 
 import torch
 
-from mlc_min.benchmark.measure import alternate, peak_memory, ratio, synchronize
+from mlc_min.benchmark.measure import alternate, peak_memory, ratio
 from mlc_min.benchmark.official_layout import official_loss
 from mlc_min.benchmark.workloads import (
+    PAD,
     Workload,
     alignment_operations,
     consistency_operations,
@@ -18,10 +19,11 @@ from mlc_min.benchmark.workloads import (
     make_examples,
     make_model,
 )
-from mlc_min.consistency import mlc_loss, unit_rows
+from mlc_min.consistency import mlc_loss, singular_values, unit_rows
 from mlc_min.data import consistency_batch, encode_prompt, pad
 from mlc_min.generate import generate
 from mlc_min.machinery.models import load_model
+from mlc_min.machinery.random_model import make_config
 from mlc_min.machinery.rows import read_rows
 from mlc_min.represent import last_token_states
 from mlc_min.train import consistency_loss, token_count
@@ -126,16 +128,15 @@ def growth(shape: str, rows: int, repeats: int, device: torch.device) -> dict:
         "languages": (2, 4, 8, 16, 32), "prompt": (16, 32, 64, 128), "rows": (1, 2, 4, 8, 16),
         "vocabulary": (10_000, 50_000, 150_000), "layer": None,
     }  # fmt: skip
+    layers = make_config(shape).num_hidden_layers
     table, curves = [], {}
     for name, values in ranges.items():
-        layers = make_model(shape, torch.device("meta")).config.num_hidden_layers
         values = values or tuple(sorted({max(1, layers * k // 4) for k in range(1, 5)}))
-        jobs, memory, made = {}, {}, {}
+        jobs, model = {}, None
         for value in values:
             size = standard | {name: value}
-            if name == "vocabulary" or not made:
-                made["model"] = make_model(shape, device, size["vocabulary"])
-            model = made["model"]
+            if model is None or name == "vocabulary":
+                model = make_model(shape, device, size["vocabulary"])
             examples = make_examples(size["rows"], size["vocabulary"], size["languages"], size["prompt"], vary=False)
             jobs[str(value)] = mlc_pass(model, examples, size["layer"] or layers)
         times = alternate(jobs, repeats, device)
@@ -168,7 +169,7 @@ def mlc_pass(model, examples, layer: int) -> Callable[[], None]:
     work = Workload.make(model, examples[:1], layer)
 
     def job():
-        loss, _ = consistency_loss(model, work.extractor, examples, 0, work.config, diagnostics=False)
+        loss, _ = consistency_loss(model, work.extractor, examples, PAD, work.config, diagnostics=False)
         loss.backward()
         for parameter in (*model.parameters(), *work.extractor.parameters()):
             parameter.grad = None
@@ -177,10 +178,6 @@ def mlc_pass(model, examples, layer: int) -> Callable[[], None]:
 
 
 # --- 5 ---
-
-
-def sigma_by_svd(x: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.svdvals(unit_rows(x))
 
 
 def sigma_by_svd_in_float64(x: torch.Tensor) -> torch.Tensor:
@@ -201,7 +198,7 @@ def sigma_on_the_cpu(x: torch.Tensor) -> torch.Tensor:
 
 
 WAYS = {
-    "svdvals, float32 (ours)": sigma_by_svd,
+    "svdvals, float32 (ours)": singular_values,
     "svdvals, float64": sigma_by_svd_in_float64,
     "Gram matrix, float32": sigma_by_gram,
     "Gram matrix, float64": sigma_by_gram_in_float64,
@@ -237,7 +234,7 @@ def loss_alone(shape: str, rows: int, repeats: int, device: torch.device) -> dic
         errors = []
         for width in (1.0, 1e-2, 1e-4, 0.0):
             x = line + width * noise
-            exact = gradient_of(sigma_by_svd, x.double())
+            exact = gradient_of(singular_values, x.double())
             got = gradient_of(sigma_of, x).double()
             if not torch.isfinite(got).all():
                 errors.append("NaN")
@@ -248,7 +245,9 @@ def loss_alone(shape: str, rows: int, repeats: int, device: torch.device) -> dic
         table.append([name, *times_of[name], *errors])
     columns = ["milliseconds by (N, m, d)", *(f"{n}, {m}, {d}" for n, m, d in sizes)]
     columns += [f"gradient's error at spread {width}" for width in ("1", "0.01", "0.0001", "0")]
-    assert mlc_loss(line + noise).item() == loss_by(sigma_by_svd, line + noise).item()  # the first row is the package's
+    assert (
+        mlc_loss(line + noise).item() == loss_by(singular_values, line + noise).item()
+    )  # the first row is the package's
     return {"columns": columns, "rows": table, "goal": "the fastest that loses no accuracy"}
 
 
@@ -262,11 +261,9 @@ def evaluation(shape: str, rows: int, repeats: int, device: torch.device) -> dic
     prompts = [encode_prompt(tokenizer, row.prompts[language]) for row in test_rows for language in LANGUAGES]
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
     prompts = [prompts[i] for i in order]
-    some = prompts[:60]
-    found = {}
 
     def ours(chosen, batch_size):
-        found["replies"] = generate(model, tokenizer, chosen, 48, batch_size)
+        return generate(model, tokenizer, chosen, 48, batch_size)
 
     @torch.no_grad()
     def plain(batch_size):
@@ -279,11 +276,11 @@ def evaluation(shape: str, rows: int, repeats: int, device: torch.device) -> dic
         "ours, batches of 256": lambda: ours(prompts, 256),
         "ours, batches of 64": lambda: ours(prompts, 64),
         "model.generate, unsorted batches of 64": lambda: plain(64),
-        "one by one": lambda: ours(some, 1),
+        "one by one": lambda: ours(prompts[:60], 1),
     }
     times = alternate(jobs, repeats, device)
-    ours(prompts, 256)
-    tokens = [len(tokenizer.encode(r["reply"], add_special_tokens=False)) + r["ended"] for r in found["replies"]]
+    replies = ours(prompts, 256)
+    tokens = [len(tokenizer.encode(r["reply"], add_special_tokens=False)) + r["ended"] for r in replies]
     rates = {
         name: [(sum(tokens[:60]) if name == "one by one" else sum(tokens)) / t for t in times[name]] for name in jobs
     }
@@ -314,8 +311,8 @@ def utilisation(shape: str, rows: int, repeats: int, device: torch.device) -> di
         prompts = [next(iter(e.prompts.values())) for e in work.examples]
         sequences = [p + e.chosen for p, e in zip(prompts, work.examples, strict=True)]
         sequences += [p + e.rejected for p, e in zip(prompts, work.examples, strict=True)]
-        batch = {key: value.to(device) for key, value in pad(sequences, 0).items()}
-        translations = consistency_batch(work.examples, work.config.language_list, 0)
+        batch = {key: value.to(device) for key, value in pad(sequences, PAD).items()}
+        translations = consistency_batch(work.examples, work.config.language_list, PAD)
 
         def finish(loss, work=work, lean=lean):
             if not lean:
@@ -356,7 +353,6 @@ def utilisation(shape: str, rows: int, repeats: int, device: torch.device) -> di
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    synchronize(device)
     columns = [
         "DPO+MLC",
         "tokens a second",
