@@ -2,18 +2,21 @@
 
 The native format is that of the official code: JSONL or one JSON list of rows with `prompt` (English),
 `prompt_zh`, `prompt_ar`, … and `chosen`, `rejected`; each a bare string, `{"from": …, "value": …}`,
-`{"role": …, "content": …}`, or a list of one of these. SFT rows have `instruction`, `input`, `output` in
-place of `prompt` and `chosen`. Only prompts are translated; responses are in the first language. A file that
-ends in .csv has these fields as columns. A prompt's field may also be its bare language code (`en`, `zh`, …, as in
-MultiJail), but for `id`, which is a row's name there and not Indonesian (`prompt_id`).
+`{"role": …, "content": …}`, or a list of one of these; in a prompt's list a system turn may come first. SFT rows have
+`instruction`, `input`, `output` in place of `prompt` and `chosen`. Only prompts are translated; responses are in the
+first language. A file that ends in .csv or .tsv has these fields as columns. A prompt's field may also be its bare
+language code (`en`, `zh-CN`, …, as in MultiJail), but for `id`, which is a row's name there and not Indonesian.
 """
 
 import csv
-import io
 import json
 import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import repr as shown  # short, and on one line
 
 from mlc_min.machinery.errors import InputError
 
@@ -22,22 +25,24 @@ from mlc_min.machinery.errors import InputError
 class Row:
     """One training or test row as text."""
 
-    where: str  # "file:line", for messages
+    where: str  # "file:line", or "file: row 17" of a JSON list; for messages
     prompts: dict[str, str]  # language code -> prompt
     chosen: str | None = None
     rejected: str | None = None
     extra: dict = field(default_factory=dict)  # every other field, untouched
+    system: str | None = None  # what a system turn says before the prompt, whatever the prompt's language
 
 
 def parse_languages(codes: str, flag: str = "--languages") -> tuple[str, ...]:
-    """Comma-separated language codes; raises InputError for none, or one that comes twice.
+    """Comma-separated language codes; raises InputError for none, one that comes twice, or one that is no code.
 
-    >>> parse_languages("en, zh")
-    ('en', 'zh')
+    >>> parse_languages("en, zh-CN")
+    ('en', 'zh-CN')
     """
     languages = tuple(filter(None, (code.strip() for code in codes.split(","))))
-    if len(set(languages)) != len(languages) or not languages:
-        raise InputError(f"{flag} {codes!r}: give different codes, such as en,zh,sw")
+    shaped = all(re.fullmatch("[A-Za-z0-9]+([-_][A-Za-z0-9]+)*", code) for code in languages)
+    if len(set(languages)) != len(languages) or not languages or not shaped:
+        raise InputError(f"{flag} {codes!r}: give different codes, such as en,zh-CN,sw")
     return languages
 
 
@@ -46,142 +51,36 @@ def read_rows(
     languages: tuple[str, ...] | None = ("en",),
     responses: tuple[str, ...] = (),
     required: tuple[str, ...] | None = None,
+    optional_responses: tuple[str, ...] = (),
 ) -> list[Row]:
-    """Read a JSONL file, a JSON list or a CSV file; check that each row has `languages` and `responses`.
+    """Read a JSONL file, a JSON list or a CSV file; check of each row what the caller needs.
 
     languages: codes; "en" is the field `prompt`, any other `prompt_<code>`; prompts in other languages are
     left alone. None: those that the first row has. required: those of them that each row must have, all by
-    default; a row holds the others where it has them. responses: of "chosen", "rejected". Raises InputError for
-    anything that is not as the module's first lines say.
+    default; a row holds the others where it has them. responses: those of "chosen", "rejected" that each row must
+    have; optional_responses: those that may be empty, though not malformed. A response in neither is None where it
+    cannot be read. Raises InputError for anything that is not as the module's first lines say.
     """
-    path = Path(path)
+    path, rows = Path(path), []
+    replies = dict.fromkeys(optional_responses, False) | dict.fromkeys(responses, True)  # name -> must be there
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # a byte-order mark is not part of the data
+        for fields, where in _csv_values(path) if path.suffix.lower() in _DELIMITERS else _json_values(path):
+            if not isinstance(fields, dict):
+                raise InputError(f"{where}: a row must be a JSON object, this is a {type(fields).__name__}")
+            if languages is None:
+                languages = tuple(dict.fromkeys(find_languages(fields, where)[0].values()))
+            needed = languages if required is None else required
+            try:
+                rows.append(_make_row(fields, where, languages, needed, replies))
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; give an existing JSON or JSONL file") from None
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
-    rows = []
-    for value, line in _csv_values(text, path) if path.suffix.lower() == ".csv" else _json_values(text, path):
-        if languages is None and isinstance(value, dict):
-            languages = _languages_in(value, f"{path}:{line}")
-        needed = languages if required is None else required
-        rows.append(_make_row(value, f"{path}:{line}", languages or (), needed or (), responses))
+    except RecursionError:
+        raise InputError(f"{path}: not JSON (too deeply nested); each row must be one JSON object") from None
     if not rows:
         raise InputError(f"{path}: holds no rows; expected one JSON object a line, a JSON list of objects, or CSV")
     return rows
-
-
-def _languages_in(fields: dict, where: str) -> tuple[str, ...]:
-    """The languages that a row has prompts in, in the order of its fields."""
-    languages = []
-    for name in fields:
-        code = name.removeprefix("prompt_") if isinstance(name, str) else ""
-        if name in ("prompt", "instruction"):
-            languages.append("en")
-        elif code != name or (re.fullmatch("[a-z]{2}", code) and code != "id"):
-            languages.append(code)
-    if not languages:
-        raise InputError(f"{where}: no prompt found; name the fields `prompt`, `prompt_zh`, … or `en`, `zh`, …")
-    return tuple(dict.fromkeys(languages))
-
-
-def _csv_values(text: str, path: Path):
-    """Yield (dict, line number) of each row; a quoted field may hold newlines."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header, line = None, 1
-    try:
-        for fields in reader:
-            if fields and header is None:
-                header = [name.strip() for name in fields]
-                if len(set(header)) != len(header):
-                    raise InputError(f"{path}:{line}: two columns have the same name; give each its own")
-            elif fields:
-                if len(fields) != len(header):
-                    raise InputError(
-                        f"{path}:{line}: {len(fields)} fields where the header has {len(header)}; "
-                        "put a field that holds a comma or a newline in double quotes"
-                    )
-                yield dict(zip(header, fields, strict=True)), line
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise InputError(f"{path}:{line}: not CSV ({error}); quote fields with double quotes, doubled inside") from None
-
-
-def _json_values(text: str, path: Path):
-    """Yield (value, line number) of each element of a JSON list, or of each JSONL line."""
-    decoder = json.JSONDecoder()
-    is_list = text.lstrip().startswith("[")
-    position = text.index("[") + 1 if is_list else 0
-    while True:
-        while position < len(text) and text[position].isspace():
-            position += 1
-        if position == len(text) and not is_list:
-            return
-        line = text.count("\n", 0, position) + 1
-        if is_list and text[position : position + 1] == "]":
-            if text[position + 1 :].strip() or text[:position].rstrip().endswith(","):
-                raise InputError(f"{path}:{line}: a comma before the ] or text after it; the list must be valid JSON")
-            return
-        try:
-            value, end = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
-            deep = isinstance(error, RecursionError)
-            what = "too deeply nested" if deep else getattr(error, "msg", str(error).split(";")[0])
-            raise InputError(f"{path}:{line}: not JSON ({what}); each row must be one JSON object") from None
-        yield value, line
-        rest = text[end:].lstrip() if is_list else text[end:].split("\n", 1)[0].strip()
-        position = end
-        if is_list:
-            if rest[:1] == ",":
-                position = text.index(",", end) + 1
-            elif rest[:1] != "]":
-                raise InputError(f"{path}:{line}: a comma or ] must follow this row; the list is cut off or broken")
-        elif rest:
-            raise InputError(f"{path}:{line}: more text after the JSON object; write one object a line")
-
-
-def _make_row(
-    value, where: str, languages: tuple[str, ...], required: tuple[str, ...], responses: tuple[str, ...]
-) -> Row:
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: a row must be a JSON object, this is a {type(value).__name__}")
-    fields = dict(value)
-    if "instruction" in fields:  # an SFT row
-        instruction = _text(fields.pop("instruction"), "instruction", where)
-        context = fields.pop("input", "")
-        if not isinstance(context, str):
-            raise InputError(f"{where}: field 'input' must be a string; write \"\" for none")
-        fields["prompt"] = f"{instruction}\n{context}" if context else instruction
-        if "output" in fields:
-            fields["chosen"] = fields.pop("output")
-    if "harmful" in fields:
-        harmful = _TRUTH.get(str(fields["harmful"]).strip().lower())  # a CSV field is a string
-        if harmful is None:
-            raise InputError(f"{where}: field 'harmful' must be true or false")
-        fields["harmful"] = harmful
-    prompts = {}
-    for language in languages:
-        name = "prompt" if language == "en" else f"prompt_{language}"
-        if name not in fields and language in fields and language != "id":
-            name = language
-        if language not in required and fields.get(name) in (None, "", []):
-            fields.pop(name, None)
-            continue
-        if name not in fields:
-            raise InputError(f"{where}: field '{name}' is missing; add it, or leave '{language}' out of --languages")
-        prompts[language] = _text(fields.pop(name), name, where)
-    texts = {}
-    for name in ("chosen", "rejected"):
-        if name in fields:
-            texts[name] = _text(fields.pop(name), name, where)
-        elif name in responses:
-            raise InputError(f"{where}: field '{name}' is missing; each training row needs it")
-    return Row(where, prompts, texts.get("chosen"), texts.get("rejected"), fields)
-
-
-_TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 
 def only_harmful(rows: list[Row], path: str | Path) -> list[Row]:
@@ -192,20 +91,258 @@ def only_harmful(rows: list[Row], path: str | Path) -> list[Row]:
     return harmful
 
 
-def _text(value, name: str, where: str) -> str:
-    """The string in any of the official shapes: "…", {"from", "value"}, {"role", "content"}, [one of these]."""
-    if isinstance(value, list):
-        if len(value) != 1:
-            raise InputError(f"{where}: field '{name}' has {len(value)} turns; only single-turn rows can be used")
+# --- from files to values ---
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line number, line with its end); raises InputError for what is not UTF-8 text."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                if b"\0" in line:  # UTF-16, say
+                    raise UnicodeError
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")  # a byte-order mark is not part of the data
+            except UnicodeError:
+                raise InputError(f"{path}:{number}: not UTF-8 text; save the file as UTF-8") from None
+            yield number, text
+
+
+def _csv_values(path: Path) -> Iterator[tuple[dict, str]]:
+    """Yield (dict, "file:line") of each row, by the line where it starts: a quoted field may hold newlines."""
+    delimiter = _DELIMITERS[path.suffix.lower()]
+    csv.field_size_limit(2**31 - 1)  # else 131,072 characters
+    lines = (part for _, text in _lines(path) for part in re.split(r"(?<=\r)(?!\n)", text))  # a lone \r ends a line too
+    reader = csv.reader(lines, strict=True, delimiter=delimiter)
+    header, where = None, f"{path}:1"
+    try:
+        for fields in reader:
+            if fields and header is None:
+                header = [name.strip() for name in fields]
+                other = next((sign for sign in ";\t," if sign in header[0]), None)
+                if len(header) == 1 and other:
+                    raise InputError(f"{where}: columns separated by {other!r}; save them separated by {delimiter!r}")
+                if len(set(header)) != len(header):
+                    raise InputError(f"{where}: two columns have the same name; give each its own")
+            elif fields:
+                if len(fields) != len(header):
+                    raise InputError(
+                        f"{where}: {len(fields)} fields where the header has {len(header)}; "
+                        "put a field that holds a comma or a newline in double quotes"
+                    )
+                yield dict(zip(header, fields, strict=True)), where
+            where = f"{path}:{reader.line_num + 1}"
+    except csv.Error as error:
+        raise InputError(f"{where}: not CSV ({error}); quote fields with double quotes, doubled inside") from None
+
+
+def _json_values(path: Path) -> Iterator[tuple[object, str]]:
+    """Yield (value, where it stands) of each element of a JSON list, or of each JSONL line that is not blank."""
+    lines, is_list = _lines(path), None
+    for number, text in lines:
+        if not text or text.isspace():
+            continue
+        if is_list is None:
+            is_list = text.lstrip().startswith("[")
+        if is_list:
+            text = "".join([text, *(rest for _, rest in lines)])
+        try:
+            value = _DECODER.decode(text)
+        except json.JSONDecodeError as error:
+            line, advice = number, "each row must be one JSON object on one line, or all of them one list"
+            if is_list:
+                line, advice = number + error.lineno - 1, "the list is cut off or broken here"
+            raise InputError(f"{path}:{line}: not JSON ({error.msg}); {advice}") from None
+        except (ValueError, RecursionError) as error:  # an integer of 5,000 digits, say; the position is not known
+            what = "too deeply nested" if isinstance(error, RecursionError) else str(error).split("; use sys")[0]
+            where = path if is_list else f"{path}:{number}"
+            raise InputError(f"{where}: not JSON ({what}); each row must be one JSON object, each key once") from None
+        if is_list:
+            yield from ((row, f"{path}: row {count}") for count, row in enumerate(value, 1))
+        else:
+            yield value, f"{path}:{number}"
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    """The object of these keys and values; raises ValueError for a key that comes twice: the last would win."""
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the key {shown(name)} comes twice in {shown(fields)}")
+    return fields
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)  # json.loads would make one anew for each line
+
+
+# --- from columns to languages ---
+
+# Left out are codes that a column of another kind is likelier to have as its name, such as `to`, `ts` or `os`.
+_CODES = """
+    aa ab af ak am an ar as ay az ba be bg bi bm bn bo br bs ca ce co cs cv cy da de dv dz ee el en eo es et eu fa ff
+    fi fj fo fr fy ga gd gl gn gu gv ha he hi hr ht hu hy id ig is it iu ja jv ka ki kk kl km kn ko ks ku kv kw ky la lb
+    lg li ln lo lt lu lv mg mi mk ml mn mr ms mt my nb nd ne nl nn no nv ny oc om or pa pl ps pt qu rm rn ro ru rw sa sc
+    sd sg si sk sl sm sn so sq sr ss st su sv sw ta te tg th ti tk tl tn tr tt tw ty ug uk ur uz ve vi wa wo xh yi yo za
+    zh zu arz ary bho ceb ckb fil hau haw hmn ilo kab kmr nso pap pcm prs quy sdh swh wuu yue zsm""".split()
+_CODE = re.compile("([a-z]{2,3})([-_][A-Z][a-z]{3}|[-_]han[st])?([-_]([A-Z]{2}|[0-9]{3}|cn|tw|hk|br))?")
+_NO_PROSE = re.compile(r"[\W_]*\d[\W\d_]*|true|false|yes|no|[0-9a-f-]{16,}|\w+://\S+", re.IGNORECASE)
+
+
+def find_languages(fields: dict, where: str) -> tuple[dict[str, str], list[str]]:
+    """{column: language} of the columns that are prompts, by their names and the first row's values; and those left.
+
+    Raises InputError if no column is a prompt.
+
+    >>> find_languages({"no": "7", "prompt": "Hello", "zh-CN": "你好", "tag": "mild"}, "rows.csv:2")
+    ({'prompt': 'en', 'zh-CN': 'zh-CN'}, ['no', 'tag'])
+    """
+    languages = {}
+    for name, value in fields.items():
+        code = name.removeprefix("prompt_")
+        shape, prefixed = _CODE.fullmatch(code), code != name
+        if name in ("prompt", "instruction"):
+            languages[name] = "en"
+        elif shape and name != "id" and (shape[1] in _CODES or (prefixed and len(shape[1]) == 2)):
+            if _is_prose(value) or (prefixed and code != "id"):  # `prompt_id` may be a number
+                languages[name] = code
+    left = [name for name in fields if name not in languages]
+    if not languages:
+        advice = _advice(fields) or "name the fields `prompt`, `prompt_zh`, … or `en`, `zh`, …"
+        raise InputError(f"{where}: no prompt found among {shown(left)}; {advice}")
+    return languages, left
+
+
+def _is_prose(value) -> bool:
+    """Whether this may be a prompt, if only an empty one: no number, truth value, hash or address."""
+    return not (_NO_PROSE.fullmatch(value.strip()) if isinstance(value, str) else isinstance(value, (int, float)))
+
+
+def _advice(fields: dict) -> str | None:
+    """What to do with a row that has a list of objects in place of a prompt: a conversation, or all of the rows."""
+    for name, value in fields.items():
+        objects = isinstance(value, list) and value and isinstance(value[0], dict)
+        if objects and not name.startswith(("prompt", "chosen", "rejected")):
+            return f"write what stands in {shown(name)} as `prompt`, `chosen`, `rejected`, or rows as a list by itself"
+    return None
+
+
+# --- from values to rows ---
+
+_TRUTH = {"true": True, "1": True, "false": False, "0": False}
+_MISSING = {"", *"nan none null <na> n/a #n/a []".split()}  # as pandas and spreadsheets write a missing value
+_INVISIBLE = ("Cc", "Cf", "Mn", "Zl", "Zp", "Zs")  # a mark (Mn) needs a letter to stand on
+_FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # letters and a sign that look like a space
+_WRITTEN = json.JSONEncoder(ensure_ascii=False).encode
+_USER, _REPLY, _SYSTEM = ("user", "human"), ("assistant", "gpt"), ("system",)
+
+
+def _tidy(fields: dict) -> None:
+    """Refuse earlier turns, read `harmful` as a truth value, and join `input` to `instruction`."""
+    history = fields.get("history")
+    if not _is_blank(history) if isinstance(history, str) else history:
+        raise InputError("field 'history' holds earlier turns; only single-turn rows can be used")
+    if "harmful" in fields:
+        fields["harmful"] = _TRUTH.get(str(fields["harmful"]).strip().lower())  # a CSV field is a string
+        if fields["harmful"] is None:
+            raise InputError("field 'harmful' must be true or false")
+    context = (fields.pop("input", None) if "instruction" in fields else None) or ""
+    if not isinstance(context, str):
+        raise InputError("field 'input' must be a string; write \"\" for none")
+    if not _is_blank(context):
+        instruction = _text(fields["instruction"], "instruction", _USER)
+        fields["instruction"] = f"{instruction}\n{context}" if instruction else None
+
+
+def _make_row(fields: dict, where: str, languages, required, replies: dict[str, bool]) -> Row:
+    """The row of these fields, which are taken over. replies: those that are read, and whether each must be there."""
+    _tidy(fields)
+    prompts, texts, sft, systems = {}, {}, "instruction" in fields, [fields.pop("system", None)]
+    for code in languages:
+        names = ["prompt", "instruction", "prompt_en"] if code == "en" else [f"prompt_{code}"]
+        if code in fields and code != "id" and (_is_prose(fields[code]) or fields.keys().isdisjoint(names)):
+            names.append(code)
+        for name in names:
+            turns = fields.get(name)
+            if isinstance(turns, list) and len(turns) == 2 and _role(turns[0]) == "system":
+                systems.append(turns[0])
+                fields[name] = turns[1:]
+        advice = f"add it, or leave '{code}' out of --languages"
+        text = _pick(fields, names, _USER, advice if code in required else None)
+        if text:
+            prompts[code] = text
+    system = {_text(value, "system", _SYSTEM) for value in systems} - {None}
+    if len(system) > 1:
+        raise InputError("two different system texts; keep one of them")
+    for name in ("chosen", "rejected"):
+        names = [name, "output"] if name == "chosen" and sft else [name]
+        try:
+            texts[name] = _pick(fields, names, _REPLY, "each training row needs it" if replies.get(name) else None)
+        except InputError:
+            if name in replies:  # else nobody reads it
+                raise
+    try:
+        _WRITTEN(fields).encode()
+    except UnicodeEncodeError as error:
+        near = shown(error.object[max(0, error.start - 9) : error.start + 9])
+        raise InputError(f"half a character (a lone surrogate) in {near}; repair it") from None
+    return Row(where, prompts, texts.get("chosen"), texts.get("rejected"), fields, *system)
+
+
+def _pick(fields: dict, names: list[str], roles: tuple[str, ...], needed: str | None) -> str | None:
+    """The text in one of these fields, all of which are taken out. needed: how to mend a missing one, if it must be."""
+    texts, fault = {}, None
+    for name in names:
+        if name in fields:
+            value = fields.pop(name)
+            text = _text(value, name, roles)
+            if text:
+                texts[name] = text
+            elif needed:
+                fault = f"field '{name}' is empty; fill it or remove the row (it holds {shown(value)})"
+    if len(texts) > 1 and len(set(texts.values())) > 1:
+        raise InputError(f"fields {' and '.join(map(repr, texts))} hold different texts; remove one of them")
+    if needed and not texts:
+        raise InputError(fault or f"field '{names[0]}' is missing; {_advice(fields) or needed}")
+    return next(iter(texts.values()), None)
+
+
+def _text(value, name: str, roles: tuple[str, ...]) -> str | None:
+    """The string in any of the official shapes: "…", {"from", "value"}, {"role", "content"}, [one of these].
+
+    None if there is nothing to read. Raises InputError for another shape, or a turn of none of these `roles`.
+    """
+    if isinstance(value, list) and value:
+        if len(value) > 1:
+            raise InputError(f"field '{name}' has {len(value)} turns; only single-turn rows can be used")
         value = value[0]
     if isinstance(value, dict):
-        value = value.get("value", value.get("content"))
+        role = _role(value)
+        if role and role not in roles:
+            raise InputError(f"field '{name}' has the role {shown(role)}; it must be {' or '.join(roles)}")
+        if "value" in value or "content" in value:
+            value = value.get("content") if value.get("value") is None else value["value"]
     if not isinstance(value, str):
-        raise InputError(f"{where}: field '{name}' must be a string, or an object with a string 'value' or 'content'")
-    if not value.strip():
-        raise InputError(f"{where}: field '{name}' is empty; fill it or remove the row")
+        if value in (None, []) or value != value:  # only NaN is not itself
+            return None
+        raise InputError(f"field '{name}' must be a string, or an object with a string 'value' or 'content'")
     try:
-        value.encode("utf-8")
+        value.encode()
     except UnicodeEncodeError:
-        raise InputError(f"{where}: field '{name}' holds half a character (a lone surrogate); repair it") from None
-    return value
+        raise InputError(f"field '{name}' holds half a character (a lone surrogate); repair it") from None
+    return None if _is_blank(value) else value
+
+
+def _role(turn) -> str:
+    """Who speaks, "" if the turn does not say."""
+    return str(turn.get("from") or turn.get("role") or "").lower() if isinstance(turn, dict) else ""
+
+
+def _is_blank(text: str) -> bool:
+    """Whether there is nothing to read: no visible character, or a word for a missing value."""
+    text = text.strip()
+    return text[:5].lower() in _MISSING or not any(map(_is_visible, text))
+
+
+def _is_visible(sign: str) -> bool:
+    return unicodedata.category(sign) not in _INVISIBLE and sign not in _FILLERS
