@@ -1,31 +1,50 @@
 """The builder of the embedded world: the tokenizer comes out the same, and the pre-training text is as described."""
 
-import json
 import math
 from collections import Counter
-from itertools import islice
+from itertools import islice, product
 
+import sentencepiece
 import torch
+from transformers import AutoTokenizer
 
-from mlc_min.world.sentences import EMBEDDED, LANGUAGES, LEXICON, VERBS, all_replies
+from mlc_min.world.sentences import EMBEDDED, LANGUAGES, LEXICON, OBJECTS, PHRASINGS, VERBS, all_replies, prompt_text
 from mlc_min.world.toy_world import (
     ALWAYS_REFUSED,
+    CHAT_TEMPLATE,
     GIVEN_SYMBOL_SHARE,
     HARMFUL_SHARE,
+    VOCABULARY,
     always_refused,
     pretrain,
     pretraining_examples,
     train_tokenizer,
 )
 
+# requirements.txt has it; other versions may choose another of two equally frequent pairs, and so a few other pieces.
+TRAINED_BY = "0.2.3"
+
 
 def test_the_committed_tokenizer_is_rebuilt_the_same(tmp_path):
+    # What we decide is compared, by what comes out of it: not the files as sentencepiece and transformers write them.
     train_tokenizer(tmp_path)
-    for name in ("tokenizer.model", "chat_template.jinja"):
-        assert (tmp_path / name).read_bytes() == (EMBEDDED / "model" / name).read_bytes()
-    # vocabulary and merges; the rest of the file is transformers' own and may change with its version
-    made, committed = (json.loads((p / "tokenizer.json").read_text("utf-8")) for p in (tmp_path, EMBEDDED / "model"))
-    assert made["model"] == committed["model"]
+    folders = (tmp_path, EMBEDDED / "model")
+    models = [sentencepiece.SentencePieceProcessor(model_file=f"{folder}/tokenizer.model") for folder in folders]
+    made, committed = [model.id_to_piece(list(range(len(model)))) for model in models]
+    tokenizer, committed_tokenizer = (AutoTokenizer.from_pretrained(folder) for folder in folders)
+    prompts = [prompt_text(code, v, o, p) for code, v, o, p in product(LANGUAGES, VERBS, OBJECTS, PHRASINGS)]
+    sentences = [*prompts, *all_replies(), "what <user> nobody trained: ñandú 好 \n\t  🙂", ""]
+    ids = tokenizer(sentences, add_special_tokens=False)["input_ids"]
+    assert ids == models[0].encode(sentences)
+    assert tokenizer.batch_decode(ids) == sentences
+    assert tokenizer.special_tokens_map == committed_tokenizer.special_tokens_map
+    assert tokenizer.chat_template == committed_tokenizer.chat_template == CHAT_TEMPLATE
+    if sentencepiece.__version__ == TRAINED_BY:
+        assert made == committed
+        assert tokenizer.get_vocab() == committed_tokenizer.get_vocab()
+        assert ids == committed_tokenizer(sentences, add_special_tokens=False)["input_ids"]
+    else:
+        assert len(made) == len(committed) and len({*made} & {*committed}) > 0.9 * VOCABULARY
 
 
 def test_each_language_always_refuses_its_number_of_risky_verbs():
