@@ -1,5 +1,18 @@
 """mlc_min: the Multi-Lingual Consistency loss, small enough to read. See README.md."""
 
+import sys
+from importlib.util import find_spec
+
+# Every command imports this file first, so what is not installed is said here, in one line and before any traceback.
+# (transformers brings NumPy, PyYAML, safetensors and tqdm.)
+for _name in ("torch", "transformers", "matplotlib", "py3langid"):
+    if find_spec(_name) is None:
+        _message = f"{_name.replace('torch', 'PyTorch')} is not installed; run `pip install -r requirements.txt`"
+        if sys.argv[0] == "-m":  # as it reads while Python looks for the module of `python -m mlc_min.train`
+            print(f"error: {_message}", file=sys.stderr)
+            sys.exit(2)
+        raise ImportError(_message)
+
 from mlc_min.consistency import (
     collinearity,
     cosine_loss,

@@ -23,8 +23,12 @@ FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 sys.path.insert(0, str(ROOT))
 
-from mlc_min.machinery.errors import Help, InputError, run_command  # noqa: E402
-from mlc_min.machinery.saving import write_atomically  # noqa: E402
+try:
+    from mlc_min.machinery.errors import Help, InputError, run_command
+    from mlc_min.machinery.saving import write_atomically
+except ImportError as error:  # a package is not installed: one line that says which
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
 
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
