@@ -34,6 +34,12 @@ def solution_of(page: Path) -> str:
 # --- the pages ---
 
 
+def squares(picture: np.ndarray) -> np.ndarray:
+    """The mean colours of squares of 16 × 16 pixels: each version of Matplotlib sets letters a little differently."""
+    rows, columns = (size // 16 for size in picture.shape[:2])
+    return picture[: rows * 16, : columns * 16].reshape(rows, 16, columns, 16, -1).mean((1, 3))
+
+
 @pytest.mark.filterwarnings("default")  # as a reader runs them
 @every_page
 def test_every_block_prints_what_the_page_says_and_every_picture_is_the_committed_one(page, tmp_path, monkeypatch):
@@ -55,8 +61,8 @@ def test_every_block_prints_what_the_page_says_and_every_picture_is_the_committe
         fresh = pyplot.imread(tmp_path / "tutorials" / "pictures" / name)
         committed = pyplot.imread(ROOT / "tutorials" / "pictures" / name)
         assert fresh.shape == committed.shape
-        # The same machine draws the same bytes. On another one a training run may move a dot or a bar.
-        assert (np.abs(fresh - committed).max(-1) > 0.1).mean() < 0.02, f"{name} has changed"
+        # On another machine a training run may move a dot or a bar.
+        assert (np.abs(squares(fresh) - squares(committed)).max(-1) > 0.1).mean() < 0.02, f"{name} has changed"
 
 
 @every_page
