@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 pytest.importorskip("trl", reason="TRL is not installed; run `pip install -r requirements-trl.txt`")
 
 import datasets
-from peft import AutoPeftModelForCausalLM, LoraConfig
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig
 from trl import DPOConfig, SFTConfig
 
 from mlc_min.data import chosen_batch, encode_rows, preference_batch
@@ -203,6 +203,30 @@ def test_an_option_that_saves_memory_changes_no_figure(trainer_of, examples, met
     assert len(logged(plain, "loss")) == 4 and len(logged(plain, "mlc_loss")) == 2
 
 
+def test_figures_are_computed_for_the_steps_that_are_logged_and_gathered_once(trainer_of, examples, monkeypatch):
+    schedule = dict(max_steps=7, per_device_train_batch_size=2, gradient_accumulation_steps=2, logging_steps=3)
+    every, few = trainer_of("dpo", examples, **schedule | {"logging_steps": 1}), trainer_of("dpo", examples, **schedule)
+    every.train()
+    asked, gathered = [], []
+    real_loss, real_gather = port.consistency_loss, few.accelerator.gather
+
+    def loss(*arguments):
+        asked.append(arguments[-1])
+        return real_loss(*arguments)
+
+    def gather(tensor):
+        gathered.append(tensor.shape)
+        return real_gather(tensor)
+
+    monkeypatch.setattr(port, "consistency_loss", loss)
+    monkeypatch.setattr(few.accelerator, "gather", gather)
+    few.train()
+    # Steps 1, 3, 5 and 7 have MLC, in two micro-batches each; lines come after 3, after 6 and at the end, after 7.
+    assert asked == [False, False, True, True, True, True, True, True]
+    assert gathered.count((2, len(port.FIGURES))) == 3
+    assert logged(few, "mlc_loss") == pytest.approx(logged(every, "mlc_loss")[1:], rel=1e-6)
+
+
 def test_lora_starts_at_the_same_losses_and_moves_adapters_and_extractor_only(trainer_of, examples):
     plain, lora = trainer_of("dpo", examples, max_steps=1), trainer_of("dpo", examples, peft_config=LORA)
     plain.train()
@@ -213,6 +237,15 @@ def test_lora_starts_at_the_same_losses_and_moves_adapters_and_extractor_only(tr
     moved = {name for name, value in weights(lora.model).items() if not torch.equal(value, before[name])}
     assert {"mlc_extractor.weight", "mlc_extractor.bias"} < moved
     assert all("lora" in name for name in moved if "mlc_extractor" not in name)
+
+
+@pytest.mark.parametrize(("alpha", "used"), [(0, 8), (32, 32)])
+def test_the_alpha_of_lora_is_honoured_and_twice_the_rank_by_default(alpha, used, few_rows, tmp_path, monkeypatch):
+    flags = f"--lora 4 --lora_alpha {alpha} --languages en,zh --use_cpu true --bf16 false --max_steps 1"
+    monkeypatch.setattr(sys, "argv", ["trl", *flags.split(), "--train", str(few_rows), "--output_dir", str(tmp_path)])
+    port.main()
+    config = PeftConfig.from_pretrained(tmp_path)
+    assert (config.r, config.lora_alpha) == (4, used)
 
 
 def test_the_extractor_is_float32_and_optimised_like_the_rest_in_bfloat16_arithmetic_too(trainer_of, examples):
@@ -334,6 +367,8 @@ def test_two_processes_train_what_one_does(kind, folder, few_rows, tmp_path, mon
         ("--use_cpu true --mlc_weight -1", "--mlc_weight -1.0: must not be negative"),
         ("--use_cpu true --mlc_weight 1 --mlc_layer 9", "layer must lie between -5 and 4"),
         ("--use_cpu true --method sft --packing true", "packing"),
+        ("--use_cpu true --use_liger_kernel true", "--use_liger_kernel"),
+        ("--use_cpu true --lora_alpha -1", "--lora_alpha -1: must not be negative"),
         ('--use_cpu true --gradient_checkpointing_kwargs {"use_reentrant":true}', "use_reentrant"),
     ],
 )
@@ -343,6 +378,20 @@ def test_bad_input_is_one_line(flags, message, few_rows, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=message) as error:
         port.main()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("start", ["command", "Python"])
+def test_several_gpus_without_accelerate_are_refused(start, trainer_of, examples, few_rows, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))
+    monkeypatch.setattr(sys, "argv", ["trl", "--train", str(few_rows), "--use_cpu", "true"])
+    with pytest.raises(InputError, match=r"2 GPUs are visible; start it with `accelerate launch .*--num_processes 2 "):
+        port.main() if start == "command" else trainer_of("dpo", examples)
+
+
+def test_another_trl_than_the_one_that_this_was_checked_with_is_named(trainer_of, examples, monkeypatch):
+    monkeypatch.setattr(port, "trl_version", "1.17.0")
+    with pytest.warns(UserWarning, match=r"trl 1.17.0: checked with 1.16 only"):
+        trainer_of("dpo", examples)
 
 
 def test_without_trl_the_command_says_how_to_install_it():

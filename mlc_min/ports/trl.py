@@ -1,9 +1,11 @@
 """The MLC loss in TRL's own trainers, for runs that outgrow one GPU: `python -m mlc_min.ports.trl --help`.
 
-Rows, token ids and the consistency loss are those of `mlc_min.train`; all else is TRL's (1.16 or later).
+Rows, token ids and the consistency loss are those of `mlc_min.train`; all else is TRL's.
 """
 
 import functools
+import math
+import warnings
 from dataclasses import asdict, make_dataclass
 
 import torch
@@ -21,12 +23,16 @@ try:
     from datasets import Dataset
     from peft import LoraConfig
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+    from trl import __version__ as trl_version
 except ImportError:  # the module can be imported all the same; its command says in one line what is missing
     DPOTrainer = SFTTrainer = object
 
-NAMES = """method model train languages missing too_long harmful_only lora mlc_weight mlc_tau mlc_form mlc_layer
-mlc_parts mlc_every consistency extractor extractor_dim shuffle_translations""".split()
+CHECKED_WITH = "1.16"  # private methods of TRL's trainers are overridden here, and those may change
+NAMES = """method model train languages missing too_long harmful_only lora lora_alpha mlc_weight mlc_tau mlc_form
+mlc_layer mlc_parts mlc_every consistency extractor extractor_dim shuffle_translations""".split()
 MLCConfig = make_dataclass("MLCConfig", [(name, FIELDS[name].type, FIELDS[name]) for name in NAMES])  # TrainConfig's
+# Logged as in mlc_min.train; `retrieval` and `mlc_shuffled` where a process has two rows or more in a forward pass.
+FIGURES = ("mlc_loss", "mlc_floor", "mlc_ceiling", "mlc_shuffled", "collinearity", "retrieval")
 
 
 def token_dataset(examples: list[Example], mlc, seed: int = 0):
@@ -42,14 +48,32 @@ def token_dataset(examples: list[Example], mlc, seed: int = 0):
     return Dataset.from_generator(lambda: rows)
 
 
+def refuse(args) -> None:
+    """Raise InputError for an option of TRL's with which the consistency loss would be another one, or none."""
+    parted = (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+    for refused, message in (
+        # The Trainer would use DataParallel, whose copies would all call the first one's layers and extractor.
+        (args.n_gpu > 1, f"{args.n_gpu} GPUs are visible; start it with `accelerate launch --config_file "
+         f"mlc_min/ports/ddp.yaml --num_processes {args.n_gpu} -m mlc_min.ports.trl`, or set CUDA_VISIBLE_DEVICES=0"),
+        (getattr(args, "packing", False), "--packing true: would part prompts from their translations; leave it out"),
+        (parted, "--gradient_checkpointing_kwargs: use_reentrant would part states from their gradient; leave it out"),
+        (args.use_liger_kernel, "--use_liger_kernel true: replaces the layers that the states come from; leave it out"),
+    ):  # fmt: skip
+        if refused:
+            raise InputError(message)
+
+
 class MLCTrainer:
     """λ times the consistency loss beside one of TRL's trainers. mlc: MLCConfig; datasets: of `token_dataset`."""
 
     def __init__(self, model, args, mlc, train_dataset, **options):
         self.mlc = TrainConfig(**asdict(mlc))
         self.mlc.check()
-        if getattr(args, "packing", False) or (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
-            raise InputError("packing parts prompts from their translations, use_reentrant states from their gradient")
+        self._figures: list[torch.Tensor] = []  # (len(FIGURES),) a micro-batch, of the step that is under way
+        refuse(args)
+        if not trl_version.startswith(f"{CHECKED_WITH}."):
+            message = f"trl {trl_version}: checked with {CHECKED_WITH} only; `python -m pytest tests/test_trl.py` tells"
+            warnings.warn(message, stacklevel=3)
         args.remove_unused_columns = False  # or the translations would be
         args.ddp_find_unused_parameters = mlc.mlc_every > 1 or args.ddp_find_unused_parameters  # the extractor's
         super().__init__(model=model, args=args, train_dataset=train_dataset, **options)
@@ -72,8 +96,9 @@ class MLCTrainer:
             outputs = forward(*inputs, **named_inputs)
             if translations is None:
                 return outputs
+            shown = self._figures_are_shown()
             try:
-                return outputs, *consistency_loss(model, model.mlc_extractor, translations, pad_id, self.mlc)
+                return outputs, *consistency_loss(model, model.mlc_extractor, translations, pad_id, self.mlc, shown)
             except ValueError as error:  # no such layer, or states that are not finite
                 raise InputError(f"step {self.state.global_step}: no consistency loss ({error})") from None
 
@@ -94,10 +119,28 @@ class MLCTrainer:
         loss, *outputs = result if return_outputs else (result,)
         parts = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps  # None: TRL will divide
         loss = loss + self.mlc.mlc_weight * found["loss"] / parts
-        for name in ("mlc_loss", "mlc_floor", "mlc_ceiling", "mlc_shuffled", "collinearity", "retrieval"):
-            value = self.accelerator.gather(loss.new_tensor([found["figures"].get(name, torch.nan)])).nanmean().item()
-            self._metrics[mode][name] += [value] if value == value else []
+        if found["figures"]:
+            self._figures.append(loss.new_tensor([found["figures"].get(name, torch.nan) for name in FIGURES]))
+            if mode == "eval" or self.accelerator.sync_gradients:  # the step's last micro-batch
+                self._show_figures(mode)
         return (loss, *outputs) if return_outputs else loss
+
+    def _figures_are_shown(self) -> bool:
+        """Whether a line of the log comes before the next step with MLC. (The Trainer decides on a line after its step,
+        so its rule stands here again.) Figures cost singular values and a wait for all processes: not on every step."""
+        if not self.model.training:
+            return True
+        state, first = self.state, self.args.logging_first_step
+        steps = range(state.global_step + 1, state.global_step + 1 + self.mlc.mlc_every)
+        return any(n % state.logging_steps == 0 or n == state.max_steps or (first and n == 1) for n in steps)
+
+    def _show_figures(self, mode: str) -> None:
+        """Hand TRL's log the means over the step's micro-batches and all processes, gathered at once."""
+        means = self.accelerator.gather(torch.stack(self._figures)).nanmean(0).tolist()
+        self._figures.clear()
+        for name, value in zip(FIGURES, means, strict=True):
+            if not math.isnan(value):
+                self._metrics[mode][name].append(value)
 
     def _save(self, output_dir=None, state_dict=None):
         state, prefix = dict(self.model.state_dict() if state_dict is None else state_dict), "mlc_extractor."
@@ -136,11 +179,13 @@ def main() -> None:
         mlc, args = parser((MLCConfig, settings)).parse_args_into_dataclasses()
     except ValueError as error:
         raise InputError(f"settings: {error}") from None
+    refuse(args)  # before the model is read
     config = TrainConfig(**asdict(mlc), max_length=args.max_length)
     rows, counts = select_rows(config)
     model, tokenizer = load_model(mlc.model)
     dataset = token_dataset(fitting_examples(config, rows, tokenizer, counts), mlc, args.seed)
-    lora = LoraConfig(r=mlc.lora, lora_alpha=2 * mlc.lora, target_modules="all-linear", task_type="CAUSAL_LM")
+    alpha = mlc.lora_alpha or 2 * mlc.lora
+    lora = LoraConfig(r=mlc.lora, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = kind(model, args, mlc, dataset, processing_class=tokenizer, peft_config=lora if mlc.lora else None)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
