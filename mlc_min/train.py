@@ -181,7 +181,9 @@ def train(
         with autocast:  # the policy's arithmetic, or step 0 would not be at log 2
             reference = reference_logps(model, head, examples, pad_id, 4 * config.batch_size)
     if config.gradient_checkpointing:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        # transformers renames it: 5.20 has the old name only, and 5.24 warns at that.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
         without_dropout(model)
     mlc_examples = shuffle_translations(examples, config.seed) if config.shuffle_translations else examples
 
