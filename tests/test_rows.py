@@ -88,6 +88,8 @@ def test_sft_rows_join_instruction_and_input_and_take_output_as_chosen(tmp_path,
 
 def test_a_row_without_responses_is_a_test_row(tmp_path):
     assert parts(read_rows(write(tmp_path, '{"prompt": "a"}'))) == [({"en": "a"}, None, None, {})]
+    path = write(tmp_path, jsonl({"prompt": "a", "output": "b", "harmful": " True\n"}))  # no SFT row
+    assert parts(read_rows(path)) == [({"en": "a"}, None, None, {"output": "b", "harmful": True})]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,8 @@ def test_the_official_files_read_for_an_evaluation_and_training_names_the_empty_
 
 
 NOTHING = [None, "", "   ", [], {"value": ""}, {"content": None}, [""], "NaN"]
-NOTHING += [float("nan"), "None", "null", "<NA>", "N/A", "#N/A", "\u200b\u200d\ufeff", "\x01\x7f", "\u3164", "\u0301"]
+NOTHING += [float("nan"), "None", " null\n", "<NA>", "N/A", "#N/A", "\u200b\u200d\ufeff", "\x01\x7f", "\u3164"]
+NOTHING += ["\u0301"]
 WRONG = [7, True, {"text": "a"}, ["a", "b"], {"from": "human", "value": "a"}, "\ud800", [["a"]]]
 
 
@@ -316,7 +319,7 @@ TEXT = [
 def test_columns_are_languages_by_their_code_and_their_first_value():
     left = {
         "id": "7",
-        "no": "12",  # row numbers
+        "no": " 12",  # row numbers
         "is": "True",
         "or": False,
         "hi": 3.5,
@@ -325,7 +328,9 @@ def test_columns_are_languages_by_their_code_and_their_first_value():
         "it-IT": "",  # an empty prompt is found, and refused when it is read
         "prompt_id": "0123456789abcdef0123456789abcdef",
     }
-    left |= dict.fromkeys(["to", "tag", "src", "url", "raw", "text", "cat", "run", "EN", "prompt_source", "a"], "word")
+    left |= dict.fromkeys(
+        ["to", "tag", "src", "url", "raw", "text", "cat", "EN", "prompt_source", "prompt_raw"], "word"
+    )
     found, rest = find_languages(left | dict.fromkeys(TEXT, "word"), "rows.csv:2")
     codes = ["en", "zh", "pt_BR", "zh-CN", "zh_Hans", "sr-Latn", "fil", "yue", "ckb", "kmr", "hau", "es-419"]
     assert found == {"it-IT": "it-IT"} | dict(zip(TEXT, codes, strict=True))
@@ -333,8 +338,8 @@ def test_columns_are_languages_by_their_code_and_their_first_value():
 
 
 def test_a_column_of_norwegian_is_norwegian():
-    assert find_languages({"en": "Hello", "no": "Hei", "is": "Halló", "prompt_id": "Halo"}, "") == (
-        {"en": "en", "no": "no", "is": "is", "prompt_id": "id"},
+    assert find_languages({"en": "Hello", "no": "Hei", "is": "Halló", "prompt_id": "Halo", "prompt_xx": "?"}, "") == (
+        {"en": "en", "no": "no", "is": "is", "prompt_id": "id", "prompt_xx": "xx"},
         [],
     )
 
@@ -569,7 +574,7 @@ def test_a_long_field_is_read(tmp_path):
 
 @pytest.mark.parametrize("name", ["rows.tsv", "rows.TSV"])
 def test_tab_separated_values_are_read(tmp_path, name):
-    path = write(tmp_path, 'en\tzh\tharmful\nHello, you\t"a\tb"\t1\n', name)
+    path = write(tmp_path, 'en\t zh\tharmful \nHello, you\t"a\tb"\t1\n', name)
     assert parts(read_rows(path, None)) == [({"en": "Hello, you", "zh": "a\tb"}, None, None, {"harmful": True})]
 
 
