@@ -1,7 +1,6 @@
 """What a person watches and a program reads: each logged step as one line on the screen and one of JSON."""
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -63,6 +62,10 @@ def peak_memory_gb() -> float:
     """The most memory this process has held, in 10⁹ bytes: of the GPU if one is used, else of the machine."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 1e9
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return float("nan")
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
