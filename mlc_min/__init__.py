@@ -52,7 +52,7 @@ def __getattr__(name: str):
     # These two modules import transformers (seconds), which the pure functions do not need; the modules that
     # are also commands must not be imported here, or `python -m` would run them twice.
     if name == "last_token_states":
-        from mlc_min.represent import last_token_states
+        from mlc_min.states import last_token_states
 
         return last_token_states
     if name == "safety_table":

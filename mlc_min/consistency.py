@@ -14,7 +14,11 @@ import torch
 from torch import nn
 
 FORMS = ("official", "paper")
-TINY = 1e-30  # rows and temperatures below this overflow in float32, and nobody means them
+TINY = 1e-30  # rows and temperatures below this overflow in float32; smaller values are certainly a mistake
+
+
+class BrokenDown(ValueError):
+    """Numbers that no training can go on with: NaN, infinity, or a representation of zeros."""
 
 
 def make_extractor(kind: str, hidden_size: int, dim: int) -> nn.Module:
@@ -36,8 +40,8 @@ def make_extractor(kind: str, hidden_size: int, dim: int) -> nn.Module:
 def unit_rows(representations: torch.Tensor) -> torch.Tensor:
     """Divide each row by its length: (N, m, d) any float dtype -> (N, m, d) float32 (float64 stays).
 
-    Raises ValueError for a wrong shape, an empty dimension, a NaN or infinity, or a row of zeros (no entry above
-    1e-30): it has no direction, and calling it aligned or not aligned would both be inventions.
+    Raises ValueError for a wrong shape or an empty dimension; BrokenDown, which is one too, for a NaN or infinity, or a
+    row of zeros (no entry above 1e-30): it has no direction, and calling it aligned or not would both be inventions.
 
     >>> unit_rows(torch.tensor([[[3.0, 4.0], [0.0, 2.0]]])).tolist()
     [[[0.6000000238418579, 0.800000011920929], [0.0, 1.0]]]
@@ -50,11 +54,11 @@ def unit_rows(representations: torch.Tensor) -> torch.Tensor:
     # The largest entry first: squaring 1e-25 or 1e25 in float32 would give 0 or infinity. As the result
     # does not depend on the scale, the scale may be a constant for the gradient.
     largest = x.detach().abs().amax(-1, keepdim=True)
-    if not torch.isfinite(largest).all():
-        raise ValueError("representations hold NaN or infinity")
-    if (largest < TINY).any():
+    if not ((largest >= TINY) & (largest < math.inf)).all():  # one question, so that a GPU is waited for once
+        if not torch.isfinite(largest).all():
+            raise BrokenDown("representations hold NaN or infinity")
         group, row = (largest[..., 0] < TINY).nonzero()[0].tolist()
-        raise ValueError(f"representation of prompt {group}, language {row} is all zeros and has no direction")
+        raise BrokenDown(f"representation of prompt {group}, language {row} is all zeros and has no direction")
     x = x / largest
     return x / x.norm(dim=-1, keepdim=True)
 

@@ -16,9 +16,9 @@ from mlc_min.consistency import (
     shuffle_groups,
     singular_values,
 )
-from mlc_min.data import encode_prompt, pad
+from mlc_min.examples import encode_prompt, pad
 from mlc_min.machinery.rows import Row
-from mlc_min.represent import last_token_states
+from mlc_min.states import last_token_states
 
 
 @torch.no_grad()
@@ -27,7 +27,7 @@ def prompt_states(model, tokenizer, rows: list[Row], languages: tuple[str, ...],
     states = []
     for row in rows:
         prompts = [encode_prompt(tokenizer, row.prompts[language]) for language in languages]
-        batch = {name: tensor.to(model.device) for name, tensor in pad(prompts, tokenizer.pad_token_id).items()}
+        batch = {name: tensor.to(model.device) for name, tensor in pad(prompts).items()}
         states.append(last_token_states(model, **batch, layer=layer))
     return torch.stack(states).float()
 

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from mlc_min.data import end_of_turn, pad
+from mlc_min.examples import end_of_turn, pad
 from mlc_min.machinery.errors import InputError
 from mlc_min.machinery.models import fingerprint
 from mlc_min.machinery.saving import write_atomically
@@ -55,7 +55,7 @@ def generate(
         progress = tqdm(total=len(prompts), initial=len(done), desc="generate", unit="reply", leave=False)
         for start in range(0, len(waiting), batch_size):
             indices = waiting[start : start + batch_size]
-            batch = pad([prompts[i] for i in indices], tokenizer.pad_token_id, side="left")
+            batch = pad([prompts[i] for i in indices], side="left")
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
             output = model.generate(**batch)
             fresh = {}

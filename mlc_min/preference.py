@@ -27,20 +27,22 @@ def sequence_logps(
     predict a response token only, never on prompts or padding.
     Raises ValueError if a row has no response token, or one at position 0, which nothing predicts.
     """
-    if response_mask[:, 0].any():
+    # From the mask on the CPU, so that nothing waits for a GPU if it lies there.
+    mask = response_mask.cpu().numpy()
+    if mask[:, 0].any():
         raise ValueError("a response cannot start at position 0: no token before it predicts it")
-    lengths = response_mask.sum(-1)
+    lengths = mask.sum(-1)
     if (lengths == 0).any():
-        raise ValueError(f"row {int((lengths == 0).nonzero()[0])} of the batch has an empty response")
+        raise ValueError(f"row {(lengths == 0).argmax()} of the batch has an empty response")
     # The shift by one: the state at position t - 1 predicts token t.
-    mask = response_mask[:, 1:]
-    logits = states[:, :-1][mask]  # (tokens, V or d_h)
+    rows, before = (torch.from_numpy(index).to(states.device) for index in mask[:, 1:].nonzero())
+    logits = states[rows, before]  # (tokens, V or d_h)
     if head is not None:
         logits = head(logits)
     # float32 before the softmax: over a long response bfloat16 is wrong by whole nats.
-    logps = torch.log_softmax(logits.float(), -1).gather(-1, input_ids[:, 1:][mask][:, None])[:, 0]
-    row_of_token = mask.nonzero()[:, 0]
-    return logps.new_zeros(len(input_ids)).index_add(0, row_of_token, logps), lengths
+    logps = torch.log_softmax(logits.float(), -1).gather(-1, input_ids.to(states.device)[rows, before + 1][:, None])
+    sums = logps.new_zeros(len(input_ids)).index_add(0, rows, logps[:, 0])
+    return sums, torch.from_numpy(lengths).to(states.device)
 
 
 def sft_loss(policy_chosen_logps: torch.Tensor, chosen_lengths: torch.Tensor) -> torch.Tensor:

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import torch
 
-from mlc_min.data import encode_prompt
 from mlc_min.diagnose import diagnose
+from mlc_min.examples import encode_prompt
 from mlc_min.generate import generate
 from mlc_min.judges import VERDICTS, breakage, exact, guard_prompt, parse_guard, phrases, reply_language
 from mlc_min.machinery.errors import Help, InputError, run_command

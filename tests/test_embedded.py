@@ -5,8 +5,8 @@ import json
 import pytest
 import sentencepiece
 
-from mlc_min.data import encode_prompt, encode_response
 from mlc_min.diagnose import diagnose
+from mlc_min.examples import encode_prompt, encode_response
 from mlc_min.metrics import summarize
 from mlc_min.safety import evaluate
 from mlc_min.world.sentences import (

@@ -155,7 +155,7 @@ def test_a_malformed_row_is_named_in_one_line(tmp_path, capsys, monkeypatch, con
     path = tmp_path / "rows.jsonl"
     path.write_text(content, encoding="latin-1")
     output = tmp_path / "run"
-    error = refused(capsys, monkeypatch, "--train", path, "--output", output)
+    error = refused(capsys, monkeypatch, "--train", path, "--output", output, "--languages", "en", "--mlc_weight", 0)
     assert error.startswith(f"error: {path}:{line}: {what}")
     assert not output.exists()
 

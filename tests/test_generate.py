@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from mlc_min.data import encode_prompt
+from mlc_min.examples import encode_prompt
 from mlc_min.generate import end_tokens, generate
 from mlc_min.machinery.errors import InputError
 from mlc_min.machinery.models import fingerprint

@@ -14,7 +14,8 @@ def imported(path: Path) -> set[str]:
     names: set[str] = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mlc_min."):
-            names |= {node.module.split(".")[-1], *(alias.name for alias in node.names)} & set(MODULES)
+            last = node.module.split(".")[-1]
+            names |= {last} & set(MODULES) or {alias.name for alias in node.names} & set(MODULES)
     return names
 
 
@@ -26,13 +27,12 @@ def test_imports_are_layered_without_a_circle():
         waiting = {name: needs for name, needs in waiting.items() if name not in free}
 
 
-def test_the_machinery_knows_nothing_of_the_method():
-    method = {"consistency", "preference", "represent", "train", "reference", "diagnose"}
-    for path in (ROOT / "mlc_min/machinery").glob("*.py"):
-        assert not imported(path) & method, path.name
+METHOD = {"consistency", "preference", "states", "examples", "loop"}
 
 
-def test_the_losses_know_nothing_of_models_files_or_settings():
+def test_the_method_imports_nothing_of_ours_but_itself():
+    for name in METHOD:
+        assert imported(MODULES[name]) <= METHOD - {name}, name
     for name in ("consistency", "preference"):
         assert imported(MODULES[name]) == set()
 

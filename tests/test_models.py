@@ -6,23 +6,23 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_represent import FAMILIES, make_model
+from test_states import FAMILIES, make_model
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, Gemma3Config
 
-from mlc_min.data import Example, response_batch
+from mlc_min.examples import Example, response_batch
+from mlc_min.loop import response_logps
 from mlc_min.machinery.errors import InputError
-from mlc_min.machinery.models import freeze, load_model, pick_device, vocabulary_head
+from mlc_min.machinery.models import freeze, load_model, pick_device
 from mlc_min.machinery.saving import save_folder, write_atomically
-from mlc_min.reference import response_logps
-from mlc_min.represent import last_token_states
-from mlc_min.settings import TrainConfig
-from mlc_min.train import train
+from mlc_min.machinery.settings import TrainConfig
+from mlc_min.states import last_token_states, vocabulary_logits
+from mlc_min.train import fit
 
 
 def test_the_head_gives_the_models_own_logits(tiny_model):
     ids = torch.tensor([[5, 6, 7, 8]])
     states = tiny_model.model(ids).last_hidden_state
-    assert torch.equal(vocabulary_head(tiny_model)(states), tiny_model(ids).logits)
+    assert torch.equal(vocabulary_logits(tiny_model, states), tiny_model(ids).logits)
 
 
 def test_the_head_keeps_gemma_2s_softcap():
@@ -31,7 +31,7 @@ def test_the_head_keeps_gemma_2s_softcap():
     model = Gemma2ForCausalLM(Gemma2Config(**sizes, intermediate_size=16, head_dim=8, final_logit_softcapping=0.5))
     ids = torch.tensor([[5, 6, 7]])
     logits = model(ids).logits
-    assert torch.equal(vocabulary_head(model)(model.model(ids).last_hidden_state), logits)
+    assert torch.equal(vocabulary_logits(model, model.model(ids).last_hidden_state), logits)
     assert logits.abs().max() < 0.5
 
 
@@ -101,8 +101,8 @@ def test_write_atomically_replaces_and_leaves_nothing_beside(tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_responses_are_scored_as_by_the_whole_model_in_every_family(family):
     model = make_model(family)
-    batch = response_batch([[5, 6, 7], [8]], [[9, 10, 2], [11, 2]], 0)
-    sums, lengths = response_logps(model, vocabulary_head(model), batch)
+    batch = response_batch([[5, 6, 7], [8]], [[9, 10, 2], [11, 2]])
+    sums, lengths = response_logps(model, batch)
     for i, (prompt, response) in enumerate([([5, 6, 7], [9, 10, 2]), ([8], [11, 2])]):
         logits = model(torch.tensor([prompt + response])).logits[0].double()
         chances = logits.log_softmax(-1)
@@ -113,9 +113,6 @@ def test_responses_are_scored_as_by_the_whole_model_in_every_family(family):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True, "dtype": "bfloat16", "mlc_layer": 1}])
 def test_every_family_trains_from_log_2_with_either_way_of_saving_memory(family, options):
-    class Tokenizer:
-        pad_token_id = 0
-
     model = make_model(family)
     examples = [
         Example(f"f:{i}", {"en": [5 + i, 6], "zh": [7, 8 + i, 9]}, [10 + i, 2], [20, 21 + i, 2]) for i in range(4)
@@ -124,7 +121,7 @@ def test_every_family_trains_from_log_2_with_either_way_of_saving_memory(family,
         languages="en,zh", steps=8, batch_size=4, extractor_dim=8, mlc_weight=0.5, freeze="", sft_weight=0.0,
         learning_rate=1e-2, log_every=1, device="cpu", **options,
     )  # fmt: skip
-    _, history = train(config, model, Tokenizer, examples, quiet=True)
+    _, history = fit(config, model, examples, quiet=True)
     assert history[0]["align_loss"] == pytest.approx(0.693147, abs=0.01 if options else 1e-5)
     assert history[-1]["loss"] < history[0]["loss"] and history[-1]["accuracy"] == 1.0
 
@@ -142,4 +139,4 @@ def test_the_text_half_of_a_gemma_3_that_also_sees_is_what_is_used():
     for layer, states in enumerate(whole.hidden_states):
         assert torch.allclose(last_token_states(model, ids, mask, layer), states[:, -1], atol=1e-5)
     states = model.get_decoder()(input_ids=ids, attention_mask=mask).last_hidden_state
-    assert torch.allclose(vocabulary_head(model)(states), whole.logits, atol=1e-5)
+    assert torch.allclose(vocabulary_logits(model, states), whole.logits, atol=1e-5)

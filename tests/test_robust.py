@@ -16,12 +16,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from mlc_min import reference
-from mlc_min.data import encode_rows
+from mlc_min import loop
+from mlc_min.examples import encode_rows
 from mlc_min.machinery import checkpoint
 from mlc_min.machinery.errors import InputError, run_command
-from mlc_min.machinery.models import load_model, vocabulary_head
+from mlc_min.machinery.models import load_model
+from mlc_min.machinery.reference_cache import with_cached_reference
 from mlc_min.machinery.rows import read_rows
+from mlc_min.machinery.settings import TrainConfig
 from mlc_min.train import main
 from mlc_min.world.sentences import EMBEDDED
 
@@ -167,18 +169,18 @@ def test_a_save_that_fails_half_way_leaves_the_checkpoint_before_it_whole(few, u
 
 def test_a_loss_that_is_not_finite_names_the_step_the_rows_and_the_last_good_checkpoint(few, tmp_path, monkeypatch):
     calls = []
-    real = reference.sequence_logps
+    real = loop.sequence_logps
 
     def broken(states, *more):
         calls.append(1)
         return real(states * float("nan") if len(calls) == 9 else states, *more)
 
-    monkeypatch.setattr(reference, "sequence_logps", broken)
+    monkeypatch.setattr(loop, "sequence_logps", broken)
     with pytest.raises(InputError) as error:
         in_process(monkeypatch, few, tmp_path / "run", "--reference_cache", "", "--batch_size", 2)
     message = str(error.value)
     saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"]
-    assert message.startswith(f"step {saved}: the loss is nan") and f"{few}:" in message
+    assert message.startswith(f"step {saved}: loss is nan") and f"{few}:" in message
     assert f"the last good checkpoint is {tmp_path / 'run' / 'checkpoint.pt'}, step {saved}" in message
 
 
@@ -212,9 +214,9 @@ def test_reference_log_probs_are_kept_and_made_again_when_model_data_or_template
 
     def cached(model, rows, tokenizer, dtype="float32"):
         examples, _ = encode_rows(rows, tokenizer, ("en",), 1024)
-        head, folder = vocabulary_head(model), str(tmp_path / "cache")
-        logps = reference.cached_reference_logps(folder, model, head, examples, tokenizer.pad_token_id, 4, dtype)
-        assert torch.equal(logps, reference.reference_logps(model, head, examples, tokenizer.pad_token_id, 4))
+        config = TrainConfig(batch_size=1, dtype=dtype)
+        scored = with_cached_reference(str(tmp_path / "cache"), model, examples, config)
+        assert scored == loop.with_reference(model, examples, config) and scored[0].reference is not None
         return "reference log-probs from" in capsys.readouterr().out
 
     assert [cached(model, rows, tokenizer) for _ in range(2)] == [False, True]
@@ -252,7 +254,7 @@ def test_any_file_of_rows_trains_or_ends_in_one_line_with_nothing_written(tmp_pa
     path.write_bytes(content.encode("utf-8", "surrogatepass"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mlc_min.train.load_model", lambda *_, **__: (MODEL, TOKENIZER))
-        patch.setattr("mlc_min.train.train", lambda *_, **__: (_ for _ in ()).throw(Trains))
+        patch.setattr("mlc_min.train.fit", lambda *_, **__: (_ for _ in ()).throw(Trains))
         patch.setattr(
             sys, "argv", ["train", *arguments(path, folder / "run", "--languages", "en,zh", "--method", "sft")]
         )

@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 from dataclasses import fields
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlc_min.machinery.errors import InputError, run_command
-from mlc_min.settings import CHOICES, PAPER, TrainConfig, parse_settings, read_settings
+from mlc_min.machinery.settings import PAPER, TrainConfig, parse_settings, read_settings
 from mlc_min.train import main
 
 SAMPLES = {int: "3", float: "0.25", bool: "true", str: "text"}
@@ -20,8 +21,45 @@ def parse(*arguments) -> TrainConfig:
     return parse_settings("", [str(argument) for argument in arguments])
 
 
-def test_without_anything_the_defaults_hold():
-    assert parse() == TrainConfig()
+def test_without_anything_the_small_models_settings_hold():
+    assert parse() == TrainConfig(preset="embedded", mlc_weight=6.0, mlc_tau=0.5, mlc_layer=3)
+
+
+@pytest.mark.parametrize("flag", ["--model", "--train"])
+def test_another_model_or_other_rows_get_the_papers_settings_unless_asked_otherwise(flag, tmp_path):
+    config = parse(flag, "mine")
+    assert (config.preset, config.mlc_weight, config.freeze, config.learning_rate) == ("paper", 0.8, "", 6e-7)
+    assert parse(flag, "mine", "--preset", "embedded").learning_rate == 1e-4
+    (tmp_path / "a.yaml").write_text(f"{flag[2:]}: mine\n")
+    assert parse("--config", tmp_path / "a.yaml").preset == "paper"
+
+
+def test_steps_that_are_asked_for_are_not_overridden_by_the_presets_epochs_or_the_files(tmp_path):
+    assert (parse("--model", "mine").epochs, parse("--model", "mine", "--steps", 7).epochs) == (3.0, 0.0)
+    (tmp_path / "a.yaml").write_text("epochs: 2\n")
+    assert parse("--config", tmp_path / "a.yaml", "--steps", 7).epochs == 0.0
+    assert parse("--preset", "paper", "--steps", 7, "--epochs", 1).epochs == 1.0
+
+
+def test_the_first_line_says_which_preset_and_what_differs_from_it():
+    config = parse("--model", "mine", "--mlc_tau", 0.5, "--seed", 3)
+    line = "preset paper: DPO, MLC λ 0.8; what differs from the preset: mlc_tau 0.5 (not 0.2); seed 3 (not 0)"
+    assert config.described() == line
+    assert "no MLC (--mlc_weight 0)" in parse("--mlc_weight", 0).described()
+
+
+@pytest.mark.parametrize(
+    "item", [f for f in fields(TrainConfig) if f.metadata["bounds"]["most"] is not None], ids=lambda f: f.name
+)
+def test_every_number_has_bounds_that_are_named_with_their_unit(item):
+    bounds, kind = item.metadata["bounds"], type(item.default)
+    low = bounds["above"] if bounds["least"] is None else bounds["least"]
+    outside = [bounds["most"] * 2 + 1, low - 1, *([low] if bounds["least"] is None else [])]
+    for value in [*outside, *([float("nan"), float("inf")] if kind is float else [])]:
+        assert refused(f"--{item.name}={kind(value)}").endswith(f"({bounds['unit']})")
+    inside = [bounds["most"], *([low] if bounds["above"] is None else [])]
+    for value in inside:
+        assert getattr(parse(f"--{item.name}={kind(value)}"), item.name) == value
 
 
 def test_the_preset_is_the_papers_and_flags_override_it():
@@ -50,7 +88,7 @@ def test_yaml_numbers_without_a_point_are_numbers(tmp_path):
 
 @pytest.mark.parametrize("field", fields(TrainConfig), ids=lambda field: field.name)
 def test_every_flag_is_read_and_shown_with_its_default(field, capsys, tmp_path):
-    value = (CHOICES.get(field.name) or [SAMPLES[type(field.default)]])[-1]
+    value = (get_args(field.type) or [SAMPLES[type(field.default)]])[-1]
     if field.name == "languages":
         value = "en,zh"
     if field.name == "config":
@@ -87,6 +125,8 @@ def refused(*arguments) -> str:
         ("a.yaml", "learning_rate: fast\n", ": learning_rate must be a number, not 'fast'"),
         ("a.yaml", "resume: 1\n", ": resume must be true or false, not 1"),
         ("a.yaml", "output: 7\n", ": output must be text, not 7"),
+        ("a.yaml", "steps: 7\nsteps: 8\n", ": 'steps' comes twice"),
+        ("a.json", '{"steps": 7, "steps": 8}', ": 'steps' comes twice"),
         ("a.yaml", "output: !!python/object/apply:os.getcwd []\n", ":1: not YAML"),
     ],
 )

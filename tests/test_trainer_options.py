@@ -1,6 +1,7 @@
 """What the trainer offers beside its loop: rows in different languages, memory savers, adapters, the card, the log."""
 
 import copy
+import dataclasses
 import json
 import sys
 
@@ -10,20 +11,18 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from mlc_min.consistency import cosine_loss, mlc_ceiling, mlc_floor, mlc_loss
-from mlc_min.data import Example, encode_rows
+from mlc_min.examples import Example, encode_rows
+from mlc_min.loop import alignment_loss, consistency_loss, probe_figures, row_order
+from mlc_min.machinery.checkpoint import save_checkpoint
 from mlc_min.machinery.errors import InputError
-from mlc_min.machinery.models import freeze, load_model, vocabulary_head, without_dropout
+from mlc_min.machinery.models import freeze, load_model, without_dropout
 from mlc_min.machinery.rows import read_rows
-from mlc_min.represent import last_token_states
-from mlc_min.settings import TrainConfig
-from mlc_min.train import alignment_loss, consistency_loss, example_length, main, row_order, token_count, train
+from mlc_min.machinery.settings import TrainConfig
+from mlc_min.states import last_token_states
+from mlc_min.train import fit, main, token_count
 from mlc_min.world.sentences import EMBEDDED
 
 LANGUAGES = ("en", "zh", "sw")
-
-
-class Tokenizer:
-    pad_token_id = 0
 
 
 def settings(**changes) -> TrainConfig:
@@ -54,7 +53,7 @@ def model(tiny_model):
 def test_groups_with_different_languages_in_one_batch_give_the_mean_of_each_ones_own_loss(model, mixed, consistency):
     extractor = torch.nn.Linear(32, 16)
     config = settings(consistency=consistency)
-    loss, metrics = consistency_loss(model, extractor, mixed, 0, config)
+    loss, metrics = consistency_loss(model, extractor, mixed, config), probe_figures(model, extractor, mixed, config)
     expected, floors, ceilings = [], [], []
     for example in mixed:
         states = torch.cat([
@@ -80,6 +79,7 @@ def rows_file(tmp_path, rows: list[dict]):
 def run(monkeypatch, tmp_path, *arguments) -> None:
     base = ("--output", tmp_path / "run", "--steps", 2, "--batch_size", 2, "--device", "cpu", "--log_every", 1)
     base += ("--reference_cache", "", "--extractor_dim", 16)
+    base += ("--preset", "embedded", "--mlc_layer", -1, "--mlc_weight", 0)
     monkeypatch.setattr(sys, "argv", ["train", *map(str, (*base, *arguments))])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     main()
@@ -102,9 +102,11 @@ def test_rows_that_lack_a_translation_are_counted_and_skipped_or_used(monkeypatc
         run(monkeypatch, tmp_path, *common)
     assert not (tmp_path / "run").exists()
     run(monkeypatch, tmp_path, *common, "--missing", policy)
-    assert f"3 rows, {used} used; 1 lack some translation" in capsys.readouterr().out
+    assert f"3 rows, {used} used; 1 lack some translation, 0 a response" in capsys.readouterr().out
     record = json.loads((tmp_path / "run/model/train_config.json").read_text())
-    assert record["rows"] == dict(read=3, lacking_translations=1, prompt_too_long=0, response_too_long=0, used=used)
+    assert record["rows"] == dict(
+        read=3, lacking_translations=1, lacking_responses=0, prompt_too_long=0, response_too_long=0, used=used
+    )
 
 
 def test_rows_that_are_too_long_are_counted_by_reason_or_refused(monkeypatch, tmp_path, capsys):
@@ -131,10 +133,9 @@ def test_epochs_become_steps(monkeypatch, tmp_path):
 
 
 def losses(model, examples, config) -> list[torch.Tensor]:
-    head, reference = vocabulary_head(model), torch.zeros(len(examples), 2)
-    extractor = torch.nn.Identity()
-    total = alignment_loss(model, head, examples, reference, 0, config)[0]
-    total = total + consistency_loss(model, extractor, examples, 0, config)[0]
+    examples = [dataclasses.replace(example, reference=(0.0, 0.0)) for example in examples]
+    total = alignment_loss(model, examples, config)[0]
+    total = total + consistency_loss(model, torch.nn.Identity(), examples, config)
     total.backward()
     return [total.detach(), *(p.grad.clone() for p in model.parameters())]
 
@@ -155,26 +156,25 @@ def test_gradient_checkpointing_changes_memory_and_not_the_gradient(tiny_model, 
 
 def test_the_loop_with_gradient_checkpointing_ends_with_the_same_weights(tiny_model, mixed):
     first, second = copy.deepcopy(tiny_model), copy.deepcopy(tiny_model)
-    train(settings(mlc_weight=0.8), first, Tokenizer, mixed, quiet=True)
-    train(settings(mlc_weight=0.8, gradient_checkpointing=True), second, Tokenizer, mixed, quiet=True)
+    fit(settings(mlc_weight=0.8), first, mixed, quiet=True)
+    fit(settings(mlc_weight=0.8, gradient_checkpointing=True), second, mixed, quiet=True)
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 
 
 def test_sorting_by_length_keeps_every_row_once_an_epoch_and_resumes_in_place():
     lengths = [length * 7 % 11 for length in range(230)]
-    order = row_order(230, 0, 0, lengths, 2)
+    order = row_order(230, 0, 0, lengths, 100)
     epoch = [next(order) for _ in range(230)]
     assert sorted(epoch) == list(range(230)) and epoch != sorted(epoch)
     for start in range(0, 200, 100):
         chunk = [lengths[i] for i in epoch[start : start + 100]]
         assert chunk == sorted(chunk, reverse=True)
-    later = row_order(230, 0, 57, lengths, 2)
+    later = row_order(230, 0, 57, lengths, 100)
     assert [next(later) for _ in range(100)] == epoch[57:157]
 
 
 def test_tokens_are_counted_as_the_model_sees_them(mixed):
-    assert example_length(mixed[0]) == 2 + 3
     assert token_count(mixed[0], "sft", False) == 2 + 2
     assert token_count(mixed[0], "dpo", False) == (2 + 2) + (2 + 3)
     assert token_count(mixed[0], "dpo", True) == (2 + 2) + (2 + 3) + (2 + 3 + 1)
@@ -229,7 +229,7 @@ def test_lora_resumes_to_the_same_bits(monkeypatch, tmp_path):
     state = torch.load(tmp_path / "parts/run/checkpoint.pt", weights_only=True)
     assert state["step"] == 4 and all("lora" in name for name in state["model"])
     (tmp_path / "parts/run/checkpoint.pt").unlink()
-    monkeypatch.setattr("mlc_min.train.save_checkpoint", stop_after_two(tmp_path))
+    monkeypatch.setattr("mlc_min.train.save_checkpoint", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         run(monkeypatch, tmp_path / "parts", *arguments, "--save_every", 1)
     monkeypatch.undo()
@@ -238,15 +238,10 @@ def test_lora_resumes_to_the_same_bits(monkeypatch, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def stop_after_two(tmp_path):
-    from mlc_min.machinery.checkpoint import save_checkpoint
-
-    def save(path, step, *more, **stateful):
-        save_checkpoint(path, step, *more, **stateful)
-        if step == 2:
-            raise KeyboardInterrupt
-
-    return save
+def stop_after_two(path, run, *more):
+    save_checkpoint(path, run, *more)
+    if run.step == 2:
+        raise KeyboardInterrupt
 
 
 def test_without_peft_the_message_says_what_to_install(monkeypatch, tmp_path):
@@ -289,7 +284,7 @@ def test_an_attention_backend_that_is_none_is_one_line(monkeypatch, tmp_path):
 
 
 def test_frozen_parameters_are_not_in_the_checkpoint(model, mixed, tmp_path):
-    train(settings(freeze="embed_tokens", save_every=1), model, Tokenizer, mixed, tmp_path, quiet=True)
+    fit(settings(freeze="embed_tokens", save_every=1), model, mixed, tmp_path, quiet=True)
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["model"]
     assert set(saved) == {name for name, _ in model.named_parameters()} - set(freeze(model, "embed_tokens"))
 

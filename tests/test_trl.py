@@ -17,14 +17,14 @@ import datasets
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig
 from trl import DPOConfig, SFTConfig
 
-from mlc_min.data import chosen_batch, encode_rows, preference_batch
+from mlc_min.examples import chosen_batch, encode_rows, preference_batch
+from mlc_min.loop import response_logps, row_order
 from mlc_min.machinery.errors import InputError
-from mlc_min.machinery.models import load_model, vocabulary_head
+from mlc_min.machinery.models import load_model
 from mlc_min.machinery.rows import read_rows
+from mlc_min.machinery.settings import TrainConfig
 from mlc_min.ports import trl as port
-from mlc_min.reference import response_logps
-from mlc_min.settings import TrainConfig
-from mlc_min.train import row_order, train
+from mlc_min.train import fit
 from mlc_min.world.sentences import EMBEDDED
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,7 +114,7 @@ def largest_difference(first: dict, second: dict) -> float:
 def test_the_token_ids_are_those_of_our_loop(trainer_of, examples, method):
     trainer = trainer_of(method, examples)
     batch = next(iter(trainer.get_train_dataloader()))
-    ours = (preference_batch if method == "dpo" else chosen_batch)(examples[:4], trainer.processing_class.pad_token_id)
+    ours = (preference_batch if method == "dpo" else chosen_batch)(examples[:4])
     in_response = batch["completion_mask"].bool() if method == "dpo" else batch["labels"] != -100
     assert torch.equal(batch["input_ids"], ours["input_ids"]) and torch.equal(in_response, ours["response_mask"])
     assert torch.equal(batch["attention_mask"], ours["attention_mask"])
@@ -141,14 +141,14 @@ def test_losses_and_gradients_are_those_of_our_loop_step_by_step(
         seed=3, **mlc,
     )  # fmt: skip
     seen.append([])
-    _, history = train(config, *load_model(folder), examples, quiet=True)
+    _, history = fit(config, load_model(folder)[0], examples, quiet=True)
     order = row_order(len(examples), config.seed)
     seen.append([])
     trainer = trainer_of(method, [examples[next(order)] for _ in range(16)], mlc)
     trainer.train()
 
     assert logged(trainer, "loss") == pytest.approx([line["loss"] for line in history], rel=1e-5)
-    mlc_losses = [line["mlc_loss"] for line in history[::2]] if weight else []
+    mlc_losses = [line["consistency_loss"] for line in history[::2]] if weight else []
     assert logged(trainer, "mlc_loss") == pytest.approx(mlc_losses, rel=1e-5)
     assert len(seen[0]) == len(seen[1]) == 4
     worst = 0.0
@@ -164,10 +164,10 @@ def test_losses_and_gradients_are_those_of_our_loop_step_by_step(
 
 def test_sft_keeps_trls_mean_over_tokens_where_our_loop_has_one_over_rows(trainer_of, folder, encoded):
     short, long = (next(example for example in encoded if len(example.chosen) == n) for n in (10, 20))
-    model, tokenizer = load_model(folder)
-    batch = chosen_batch([short, long], tokenizer.pad_token_id)
+    model, _ = load_model(folder)
+    batch = chosen_batch([short, long])
     with torch.no_grad():
-        logps, lengths = response_logps(model, vocabulary_head(model), batch)
+        logps, lengths = response_logps(model, batch)
     trainer = trainer_of("sft", [short, long], MLC | {"mlc_weight": 0.0}, max_steps=1, per_device_train_batch_size=2)
     trainer.train()
     assert logged(trainer, "loss") == pytest.approx([-(logps.sum() / lengths.sum()).item()], rel=1e-5)
@@ -208,21 +208,21 @@ def test_figures_are_computed_for_the_steps_that_are_logged_and_gathered_once(tr
     every, few = trainer_of("dpo", examples, **schedule | {"logging_steps": 1}), trainer_of("dpo", examples, **schedule)
     every.train()
     asked, gathered = [], []
-    real_loss, real_gather = port.consistency_loss, few.accelerator.gather
+    real_figures, real_gather = port.probe_figures, few.accelerator.gather
 
-    def loss(*arguments):
-        asked.append(arguments[-1])
-        return real_loss(*arguments)
+    def figures(*arguments):
+        asked.append(few.state.global_step + 1)
+        return real_figures(*arguments)
 
     def gather(tensor):
         gathered.append(tensor.shape)
         return real_gather(tensor)
 
-    monkeypatch.setattr(port, "consistency_loss", loss)
+    monkeypatch.setattr(port, "probe_figures", figures)
     monkeypatch.setattr(few.accelerator, "gather", gather)
     few.train()
     # Steps 1, 3, 5 and 7 have MLC, in two micro-batches each; lines come after 3, after 6 and at the end, after 7.
-    assert asked == [False, False, True, True, True, True, True, True]
+    assert asked == [3, 3, 5, 5, 7, 7]
     assert gathered.count((2, len(port.FIGURES))) == 3
     assert logged(few, "mlc_loss") == pytest.approx(logged(every, "mlc_loss")[1:], rel=1e-6)
 

@@ -7,9 +7,9 @@ for every position of every row. The losses are the same.
 
 import torch
 
-from mlc_min.benchmark.workloads import PAD, Workload
+from mlc_min.benchmark.workloads import Workload
 from mlc_min.consistency import mlc_loss
-from mlc_min.data import pad
+from mlc_min.examples import pad
 from mlc_min.preference import dpo_loss
 
 
@@ -21,7 +21,7 @@ def official_loss(workload: Workload, reference_model) -> torch.Tensor:
     chosen = [p + example.chosen for p, example in zip(prompts, examples, strict=True)]
     rejected = [p + example.rejected for p, example in zip(prompts, examples, strict=True)]
     translations = [example.prompts[language] for example in examples for language in languages]
-    batch = pad(chosen + rejected + translations, PAD)
+    batch = pad(chosen + rejected + translations)
     input_ids, attention_mask = (batch[name].to(model.device) for name in ("input_ids", "attention_mask"))
     is_response = torch.zeros_like(input_ids, dtype=torch.bool)
     for row, sequence in enumerate(chosen + rejected):

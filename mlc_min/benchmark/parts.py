@@ -10,7 +10,6 @@ import torch
 from mlc_min.benchmark.measure import alternate, peak_memory, ratio
 from mlc_min.benchmark.official_layout import official_loss
 from mlc_min.benchmark.workloads import (
-    PAD,
     Workload,
     alignment_operations,
     consistency_operations,
@@ -20,13 +19,14 @@ from mlc_min.benchmark.workloads import (
     make_model,
 )
 from mlc_min.consistency import mlc_loss, singular_values, unit_rows
-from mlc_min.data import consistency_batch, encode_prompt, pad
+from mlc_min.examples import consistency_batch, encode_prompt, pad
 from mlc_min.generate import generate
+from mlc_min.loop import consistency_loss
 from mlc_min.machinery.models import load_model
 from mlc_min.machinery.random_model import make_config
 from mlc_min.machinery.rows import read_rows
-from mlc_min.represent import last_token_states
-from mlc_min.train import consistency_loss, token_count
+from mlc_min.states import last_token_states
+from mlc_min.train import token_count
 from mlc_min.world.sentences import EMBEDDED, LANGUAGES
 
 
@@ -169,8 +169,7 @@ def mlc_pass(model, examples, layer: int) -> Callable[[], None]:
     work = Workload.make(model, examples[:1], layer)
 
     def job():
-        loss, _ = consistency_loss(model, work.extractor, examples, PAD, work.config, diagnostics=False)
-        loss.backward()
+        consistency_loss(model, work.extractor, examples, work.config).backward()
         for parameter in (*model.parameters(), *work.extractor.parameters()):
             parameter.grad = None
 
@@ -268,7 +267,7 @@ def evaluation(shape: str, rows: int, repeats: int, device: torch.device) -> dic
     @torch.no_grad()
     def plain(batch_size):
         for start in range(0, len(prompts), batch_size):
-            batch = pad(prompts[start : start + batch_size], tokenizer.pad_token_id, side="left")
+            batch = pad(prompts[start : start + batch_size], side="left")
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             model.generate(**batch, max_new_tokens=48, do_sample=False, pad_token_id=tokenizer.pad_token_id)
 
@@ -308,11 +307,11 @@ def utilisation(shape: str, rows: int, repeats: int, device: torch.device) -> di
         lean = name == "qwen2.5-7b"  # 16 bytes a parameter would not fit: plain gradients, no optimizer
         model = make_model(name, device, dtype=torch.bfloat16 if lean else torch.float32)
         work = Workload.make(model, make_examples(rows, model.config.vocab_size))
-        prompts = [next(iter(e.prompts.values())) for e in work.examples]
+        prompts = [e.prompt for e in work.examples]
         sequences = [p + e.chosen for p, e in zip(prompts, work.examples, strict=True)]
         sequences += [p + e.rejected for p, e in zip(prompts, work.examples, strict=True)]
-        batch = {key: value.to(device) for key, value in pad(sequences, PAD).items()}
-        translations = consistency_batch(work.examples, work.config.language_list, PAD)
+        batch = {key: value.to(device) for key, value in pad(sequences).items()}
+        translations = consistency_batch(work.examples, work.config.language_list)
 
         def finish(loss, work=work, lean=lean):
             if not lean:

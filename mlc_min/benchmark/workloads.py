@@ -7,15 +7,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mlc_min.consistency import make_extractor
-from mlc_min.data import Example
-from mlc_min.machinery.models import vocabulary_head
+from mlc_min.examples import Example
+from mlc_min.loop import alignment_loss, consistency_loss, with_reference
 from mlc_min.machinery.random_model import make_config
-from mlc_min.reference import reference_logps
-from mlc_min.represent import resolve_layer
-from mlc_min.settings import TrainConfig
-from mlc_min.train import total_loss
+from mlc_min.machinery.settings import TrainConfig
+from mlc_min.states import resolve_layer
 
-PAD = 0
 # Tokens of a translation for one token of English, in the paper's order of languages. Not measured: roughly what
 # tokenizers trained mostly on English and Chinese do to other scripts.
 STRETCH = (1.0, 1.0, 1.5, 1.4, 1.5, 3.0, 1.8, 2.2, 2.4, 2.0)
@@ -62,7 +59,6 @@ class Workload:
     config: TrainConfig
     extractor: torch.nn.Module
     optimizer: torch.optim.Optimizer
-    reference: torch.Tensor
 
     @classmethod
     def make(cls, model, examples: list[Example], layer: int = -1, parts: int = 4) -> "Workload":
@@ -75,14 +71,15 @@ class Workload:
         parameters = [*model.parameters(), *extractor.parameters()]
         fused = True if model.device.type == "cuda" else None
         optimizer = torch.optim.AdamW(parameters, 1e-6, weight_decay=0.0, fused=fused)
-        reference = reference_logps(model, vocabulary_head(model), examples, PAD, len(examples))
-        return cls(model, examples, config, extractor, optimizer, reference)
+        return cls(model, with_reference(model, examples, config), config, extractor, optimizer)
 
     def loss(self, uses_mlc: bool) -> torch.Tensor:
         """The trainer's own loss of the batch."""
-        batch, head = self.examples, vocabulary_head(self.model)
-        inputs = (batch, batch, self.reference, PAD, self.config, uses_mlc, False)
-        return total_loss(self.model, head, self.extractor, *inputs)[0]
+        loss, _ = alignment_loss(self.model, self.examples, self.config)
+        if uses_mlc:
+            auxiliary = consistency_loss(self.model, self.extractor, self.examples, self.config)
+            loss = loss + self.config.mlc_weight * auxiliary
+        return loss
 
     def step(self, loss) -> float:
         """Backward and optimizer step of a loss; returns its value."""
@@ -109,7 +106,7 @@ def forward_operations(config, lengths: list[int], layers: int, head_tokens: int
 
 def alignment_operations(config, examples: list[Example]) -> float:
     """Of a DPO step: forward, and twice as much backward."""
-    first = [next(iter(e.prompts.values())) for e in examples]
+    first = [e.prompt for e in examples]
     responses = [len(e.chosen) for e in examples] + [len(e.rejected) for e in examples]
     lengths = [len(p) + n for p, n in zip(first * 2, responses, strict=True)]
     return 3 * forward_operations(config, lengths, config.num_hidden_layers, sum(responses))

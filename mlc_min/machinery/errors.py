@@ -10,6 +10,12 @@ class InputError(ValueError):
     """Bad input from outside (a file, a setting, a model folder). The message is one line: what, where, how to mend."""
 
 
+def first_line(error: object) -> str:
+    """The first line that says something of somebody else's error, which may have many, or none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
 class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """--help with the description's own lines, and each flag's default."""
 

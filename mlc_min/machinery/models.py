@@ -1,13 +1,17 @@
-"""Load a causal language model and its tokenizer from a folder in Hugging Face format."""
+"""Load a causal language model and its tokenizer, and see that the two belong together before anything is trained."""
 
+import datetime
 import hashlib
-from collections.abc import Callable
+import json
+import warnings
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from mlc_min.machinery.errors import InputError
+from mlc_min.examples import encode_prompt, end_of_turn
+from mlc_min.machinery.errors import InputError, first_line
+from mlc_min.states import check_vocabulary_logits
 
 
 def pick_device(name: str) -> torch.device:
@@ -18,8 +22,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {name}: not usable here ({reason}); try --device cpu") from None
+        raise InputError(f"--device {name}: not usable here ({first_line(error)}); try --device cpu") from None
     return device
 
 
@@ -28,45 +31,157 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     attention: str | None = None,
-):
-    """(model, tokenizer) from a folder or Hub id; weights in safetensors only, and no code from the folder is run.
+    chat_template: str | Path | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """(model, tokenizer) from a folder or Hub id, weights in safetensors only, or from a .gguf file; no code from the
+    folder is run. A folder of LoRA adapters gives its base model with the adapters merged into it.
 
     dtype: of the weights. float32 by default: at learning rates around 1e-6 an update of a bfloat16
     weight rounds to nothing. attention: backend of transformers, such as "eager" or "sdpa"; None: its own choice.
-    Raises InputError in one line if there is no such model or backend.
+    chat_template: a file with the template, in place of the tokenizer's own.
+    Raises InputError in one line if there is no such model or backend, if weights and configuration do not belong
+    together, or tokenizer, chat template and embeddings.
     """
-    settings = {"use_safetensors": True, "trust_remote_code": False}
-    if attention:
-        settings["attn_implementation"] = attention
+    place = f"--model {path}"
+    folder, options = Path(path), {}
+    if folder.suffix == ".gguf":
+        if not folder.is_file():
+            raise InputError(f"{place}: no such file")
+        folder, options = folder.parent, {"gguf_file": folder.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **settings)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        if options:
+            import gguf  # noqa: F401  (transformers reads the file with it)
+        tokenizer = AutoTokenizer.from_pretrained(folder if options else path, trust_remote_code=False, **options)
+    except ModuleNotFoundError:
+        raise InputError(f"{place}: needs the package gguf; run `pip install gguf`") from None
+    except Exception as error:  # tokenizers, sentencepiece and json raise whatever they like
+        raise InputError(f"{place}: the tokenizer cannot be loaded ({first_line(error)})") from None
+    if chat_template:
+        try:
+            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--chat_template {chat_template}: cannot be read ({first_line(error)})") from None
+    adapters = (Path(path) / "adapter_config.json").is_file()
+    if adapters:
+        model = merged_adapters(path, dtype, attention)
+    else:
+        model = load_weights(folder if options else path, dtype, attention, **options)
+    tokenizer.template_date = datetime.date.today()
+    check_tokenizer(tokenizer, model, place)
+    return model.to(device).eval(), tokenizer
+
+
+def load_weights(path: str | Path, dtype: torch.dtype, attention: str | None, **options) -> PreTrainedModel:
+    """The model alone. Raises InputError if a weight is missing in the files, has another shape, or has no place in the
+    model: transformers fills in random numbers, or leaves weights out, and only warns."""
+    place = f"--model {Path(path) / options['gguf_file'] if options else path}"
+    if attention:
+        options["attn_implementation"] = attention
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=False, **options
+        )
+    except Exception as error:
+        advice = "give a folder with a model in safetensors and a tokenizer"
+        if Path(path).is_dir() and (found := sorted(Path(path).glob("*.gguf"))):
+            advice = f"give the file, --model {found[0]}"
+        raise InputError(f"{place}: cannot be loaded ({first_line(error)}); {advice}") from None
+    for kind, meaning in (
+        ("missing_keys", "is not among the weights"),
+        ("mismatched_keys", "has another shape than config.json says"),
+        ("unexpected_keys", "has no place in the model that config.json describes"),
+    ):
+        if report.get(kind):
+            first, *others = sorted(map(str, report[kind]))
+            more = f", nor {len(others)} others" if others else ""
+            raise InputError(f"{place}: {first} {meaning}{more}; config.json and weights do not belong together")
+    if report.get("error_msgs"):
+        raise InputError(f"{place}: cannot be loaded ({first_line(report['error_msgs'][0])})")
+    if "gguf_file" in options:  # else it counts as quantised, which cannot be saved
+        del model.config.quantization_config
+        fresh = type(model)(model.config).to(dtype)
+        fresh.load_state_dict(model.state_dict())
+        model = fresh
+    return model
+
+
+def merged_adapters(path: str | Path, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
+    """The base model that a folder of LoRA adapters names, with the adapters added to its weights: so it trains like
+    any other, and new adapters do not take the place of these."""
+    try:
+        from peft import PeftConfig, PeftModel
+    except ImportError:
+        raise InputError(f"--model {path}: holds LoRA adapters, which need peft; run `pip install peft`") from None
+    try:
+        base = PeftConfig.from_pretrained(str(path)).base_model_name_or_path
+    except Exception as error:
+        raise InputError(f"--model {path}: adapter_config.json cannot be read ({first_line(error)})") from None
+    model = load_weights(base, dtype, attention)
+    print(f"{path}: LoRA adapters of {base}, merged into it")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*adapter keys.*")  # missing or unexpected ones
+            return PeftModel.from_pretrained(model, str(path)).merge_and_unload()
+    except Exception as error:
+        raise InputError(f"--model {path}: the adapters do not fit {base} ({first_line(error)})") from None
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, place: str) -> None:
+    """Give the tokenizer a pad token, and raise InputError in one line if chat template, tokenizer and embeddings do
+    not belong together. Each of these has trained models on nonsense without a word."""
+    if not tokenizer.chat_template:
         raise InputError(
-            f"--model {path}: cannot be loaded ({reason}); give a folder with a model in safetensors and a tokenizer"
+            f"{place}: the tokenizer has no chat template; use an instruction-tuned model, or give one with "
+            "--chat_template FILE"
+        )
+    texts = ("How do I mend it?", "Tell me more about trees")
+    try:
+        prompts = [encode_prompt(tokenizer, text) for text in texts]
+        end = end_of_turn(tokenizer)
+    except ValueError as error:
+        raise InputError(f"{place}: {first_line(error)}") from None
+    except Exception as error:  # what a template raises is jinja's or its own
+        raise InputError(
+            f"{place}: the chat template cannot be used ({first_line(error)}); see --chat_template"
         ) from None
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # harmless: masks are made from lengths, never from token values
-    return model.to(device), tokenizer
+    for text, ids in zip(texts, prompts, strict=True):
+        shown = "".join(tokenizer.decode(ids).split())
+        if "".join(text.split()) not in shown:
+            raise InputError(f"{place}: the chat template leaves out what the user says; it gives {shown[:60]!r}")
+    if prompts[0][-1] != prompts[1][-1]:
+        raise InputError(
+            f"{place}: after the user's text the chat template writes nothing that starts a reply "
+            "(add_generation_prompt), so that prompts have no last token in common"
+        )
+    if tokenizer.pad_token_id is None:  # its value is harmless: masks are made from lengths, never from token values
+        tokenizer.pad_token_id = end
+    rows = model.get_input_embeddings().weight.shape[0]
+    check_ids([*prompts, [end], [tokenizer.pad_token_id]], tokenizer, rows, place)
 
 
-def vocabulary_head(model) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The map from last hidden states to logits, for use at the positions that need them only."""
-    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)  # Gemma 2
-    output = model.get_output_embeddings()
+def check_ids(sequences: list[list[int]], tokenizer: PreTrainedTokenizerBase, rows: int, place: str) -> None:
+    """Raises InputError for the first token id that the embeddings, of so many rows, do not have."""
+    for ids in sequences:
+        if max(ids) >= rows:
+            token = tokenizer.convert_ids_to_tokens(max(ids))
+            raise InputError(
+                f"{place}: token {token!r} has the id {max(ids)}, but the model has {rows} embeddings; the tokenizer "
+                "is another model's, or got tokens that the model was not resized for"
+            )
 
-    def head(hidden_states: torch.Tensor) -> torch.Tensor:
-        logits = output(hidden_states)
-        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
-    return head
+def check_logits(model: PreTrainedModel, input_ids: list[int], place: str) -> None:
+    """`check_vocabulary_logits` on one prompt, as one line: at the start of every run."""
+    try:
+        check_vocabulary_logits(model, torch.tensor(input_ids))
+    except ValueError as error:
+        raise InputError(f"{place}: {first_line(error)}") from None
 
 
-def freeze(model, names: str) -> list[str]:
+def freeze(model: PreTrainedModel, names: str) -> list[str]:
     """Stop training of each parameter whose name contains one of the comma-separated `names`; returns those frozen.
 
-    Raises InputError for a name that matches nothing.
+    Raises InputError for a name that matches nothing, and if nothing is left to train.
     """
     frozen = []
     for part in filter(None, (n.strip() for n in names.split(","))):
@@ -76,24 +191,30 @@ def freeze(model, names: str) -> list[str]:
         for name, parameter in matched:
             parameter.requires_grad_(False)
             frozen.append(name)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InputError(f"--freeze {names}: no parameter of the model is left to train")
     return frozen
 
 
 @torch.no_grad()
-def fingerprint(model) -> str:
-    """Sixteen hex digits that change when the weights do: a hash of about 64 values from each parameter."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        values = parameter.detach().flatten()
-        sample = values[:: max(1, values.numel() // 64)].float().cpu()
-        digest.update(f"{name} {tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
+def fingerprint(model: PreTrainedModel) -> str:
+    """Sixteen hex digits that change when the model does: a hash of its configuration and of every byte of its weights
+    and buffers (of those that are trained and those that are not)."""
+    config = {
+        k: v for k, v in model.config.to_diff_dict().items() if k not in ("_name_or_path", "transformers_version")
+    }
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        for row in tensor.detach().reshape(-1).split(2**24):  # in parts, so that a GPU's weights are not copied at once
+            digest.update(row.cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 
-def add_adapters(model, rank: int, alpha: int):
+def add_adapters(model: PreTrainedModel, rank: int, alpha: int):
     """The model with LoRA adapters of peft on all its linear layers but the head; only these are trained.
 
-    alpha: 0 is twice the rank. Their start is a product with zeros, so the model is the same as without.
+    alpha: 0 is twice the rank. B starts at zero, so the adapted model equals the base model.
     Raises InputError if peft is not installed.
     """
     try:
@@ -104,7 +225,7 @@ def add_adapters(model, rank: int, alpha: int):
     return get_peft_model(model, settings)
 
 
-def without_dropout(model) -> None:
+def without_dropout(model: PreTrainedModel) -> None:
     """Put the model into training mode, which gradient checkpointing needs, with every dropout at 0."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

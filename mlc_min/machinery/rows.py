@@ -14,23 +14,11 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as shown  # short, and on one line
 
+from mlc_min.examples import Row
 from mlc_min.machinery.errors import InputError
-
-
-@dataclass(frozen=True)
-class Row:
-    """One training or test row as text."""
-
-    where: str  # "file:line", or "file: row 17" of a JSON list; for messages
-    prompts: dict[str, str]  # language code -> prompt
-    chosen: str | None = None
-    rejected: str | None = None
-    extra: dict = field(default_factory=dict)  # every other field, untouched
-    system: str | None = None  # what a system turn says before the prompt, whatever the prompt's language
 
 
 def parse_languages(codes: str, flag: str = "--languages") -> tuple[str, ...]:

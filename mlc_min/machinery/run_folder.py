@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mlc_min.machinery import provenance
+from mlc_min.machinery.errors import InputError, first_line
 from mlc_min.machinery.saving import save_folder
-from mlc_min.settings import TrainConfig
+from mlc_min.machinery.settings import TrainConfig
 
 
 def record_of(config: TrainConfig, device: torch.device, rows: dict) -> dict:
@@ -26,7 +27,9 @@ def record_of(config: TrainConfig, device: torch.device, rows: dict) -> dict:
 
 def save_run(config: TrainConfig, model, tokenizer, extractor: nn.Module, record: dict, history: list[dict]) -> None:
     """Write the `model` folder of the run, whole or not at all: weights in safetensors (with LoRA: the adapters in
-    peft's format), tokenizer, `extractor.safetensors`, `train_config.json` (`record`) and README.md."""
+    peft's format), tokenizer, `extractor.safetensors`, `train_config.json` (`record`) and README.md.
+
+    Raises InputError if that fails, a full disk for instance; the line says whether a checkpoint holds the weights."""
 
     def write(folder: Path) -> None:
         model.save_pretrained(folder)
@@ -36,7 +39,16 @@ def save_run(config: TrainConfig, model, tokenizer, extractor: nn.Module, record
         (folder / "train_config.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(model_card(config, record, history), encoding="utf-8")
 
-    save_folder(Path(config.output) / "model", write)
+    output = Path(config.output)
+    try:
+        save_folder(output / "model", write)
+    except Exception as error:  # safetensors and tokenizers have errors of their own
+        kept = "the trained weights are lost: there was no room for a checkpoint either"
+        if (output / "checkpoint.pt").exists():
+            kept = (
+                f"{output}/checkpoint.pt has the weights: make room, and the same command with --resume true saves them"
+            )
+        raise InputError(f"{output}/model: cannot be saved ({first_line(error)}); {kept}") from None
 
 
 def model_card(config: TrainConfig, record: dict, history: list[dict]) -> str:

@@ -1,4 +1,4 @@
-"""Saves that are whole or not there: write beside the target, then rename."""
+"""Saves that are whole or not there, after a power cut too: write beside the target, bring it to the disk, rename."""
 
 import json
 import os
@@ -6,6 +6,19 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from mlc_min.machinery.errors import InputError, first_line
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk and not only on its way there."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder
+        return
+    number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 @contextmanager
@@ -16,7 +29,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     fresh = path.with_name(f".{path.name}.new")
     try:
         yield fresh
+        sync(fresh)
         os.replace(fresh, path)
+        sync(path.parent)
     except BaseException:
         fresh.unlink(missing_ok=True)
         raise
@@ -40,9 +55,33 @@ def save_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
     fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
-    write(fresh)
+    try:
+        write(fresh)
+        for path in [*fresh.rglob("*"), fresh]:
+            sync(path)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         os.rename(folder, old)
     os.rename(fresh, folder)
+    sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def usable_folder(folder: str | Path, flag: str) -> Path:
+    """The folder, made if need be and tried by writing a file: before hours of work and not after them.
+
+    Raises InputError if that cannot be done, with the flag that it was given by.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise InputError(f"{flag} {folder}: cannot be written to ({reason}); give another folder") from None
+    return folder

@@ -6,18 +6,19 @@ Rows, token ids and the consistency loss are those of `mlc_min.train`; all else 
 import functools
 import math
 import warnings
-from dataclasses import asdict, make_dataclass
+from dataclasses import asdict, field, make_dataclass
 
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import HfArgumentParser
 
 from mlc_min.consistency import make_extractor
-from mlc_min.data import Example, shuffle_translations
+from mlc_min.examples import Example, shuffle_translations
+from mlc_min.loop import consistency_loss, probe_figures
 from mlc_min.machinery.errors import InputError, run_command
 from mlc_min.machinery.models import load_model
-from mlc_min.settings import FIELDS, TrainConfig
-from mlc_min.train import consistency_loss, fitting_examples, select_rows
+from mlc_min.machinery.settings import FIELDS, TrainConfig
+from mlc_min.train import fitting_examples, select_rows
 
 try:
     from datasets import Dataset
@@ -30,7 +31,11 @@ except ImportError:  # the module can be imported all the same; its command says
 CHECKED_WITH = "1.16"  # private methods of TRL's trainers are overridden here, and those may change
 NAMES = """method model train languages missing too_long harmful_only lora lora_alpha mlc_weight mlc_tau mlc_form
 mlc_layer mlc_parts mlc_every consistency extractor extractor_dim shuffle_translations""".split()
-MLCConfig = make_dataclass("MLCConfig", [(name, FIELDS[name].type, FIELDS[name]) for name in NAMES])  # TrainConfig's
+MLCConfig = make_dataclass(  # TrainConfig's; its parser knows no bounds, so `check` looks at them
+    "MLCConfig",
+    [(name, FIELDS[name].type, field(default=FIELDS[name].default, metadata={"help": FIELDS[name].metadata["help"]}))
+     for name in NAMES],
+)  # fmt: skip
 # Logged as in mlc_min.train; `retrieval` and `mlc_shuffled` where a process has two rows or more in a forward pass.
 FIGURES = ("mlc_loss", "mlc_floor", "mlc_ceiling", "mlc_shuffled", "collinearity", "retrieval")
 
@@ -41,7 +46,7 @@ def token_dataset(examples: list[Example], mlc, seed: int = 0):
     translated = shuffle_translations(examples, seed) if mlc.shuffle_translations else examples
     rows = []
     for example, other in zip(examples, translated, strict=True):
-        prompt, chosen = next(iter(example.prompts.values())), example.chosen
+        prompt, chosen = example.prompt, example.chosen
         dpo = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": example.rejected or []}
         sft = {"input_ids": prompt + chosen, "labels": [-100] * len(prompt) + chosen}
         rows.append(dpo | sft | {"languages": list(other.prompts), "translations": list(other.prompts.values())})
@@ -78,9 +83,9 @@ class MLCTrainer:
         args.ddp_find_unused_parameters = mlc.mlc_every > 1 or args.ddp_find_unused_parameters  # the extractor's
         super().__init__(model=model, args=args, train_dataset=train_dataset, **options)
         if mlc.mlc_weight:  # now that TRL has frozen what it does not train and scored the reference
-            self._attach_extractor(self.model, self.data_collator, self.processing_class.pad_token_id)
+            self._attach_extractor(self.model, self.data_collator)
 
-    def _attach_extractor(self, model, collator, pad_id: int) -> None:
+    def _attach_extractor(self, model, collator) -> None:
         """Make the extractor part of the model, and its loss part of what `model(…, translations=…)` returns: one call
         of the whole model for both losses, because DDP and FSDP set up gradients and gather weights around that."""
         forward, size = model.forward, model.config.get_text_config().hidden_size
@@ -96,9 +101,10 @@ class MLCTrainer:
             outputs = forward(*inputs, **named_inputs)
             if translations is None:
                 return outputs
-            shown = self._figures_are_shown()
+            batch = model, model.mlc_extractor, translations, self.mlc
             try:
-                return outputs, *consistency_loss(model, model.mlc_extractor, translations, pad_id, self.mlc, shown)
+                figures = probe_figures(*batch) if self._figures_are_shown() else {}
+                return outputs, consistency_loss(*batch), figures
             except ValueError as error:  # no such layer, or states that are not finite
                 raise InputError(f"step {self.state.global_step}: no consistency loss ({error})") from None
 

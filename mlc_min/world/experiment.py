@@ -10,15 +10,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlc_min.data import encode_rows
 from mlc_min.diagnose import diagnose
+from mlc_min.examples import encode_rows
 from mlc_min.machinery.models import load_model, pick_device
 from mlc_min.machinery.provenance import hardware, versions
 from mlc_min.machinery.rows import Row, only_harmful, read_rows
 from mlc_min.machinery.saving import write_atomically, write_json
 from mlc_min.metrics import summarize
 from mlc_min.safety import CONTROLS, cells, control_reply, evaluate, judge, write_records
-from mlc_min.train import TrainConfig, train
+from mlc_min.train import TrainConfig, fit
 from mlc_min.world.sentences import ALIGNED, EMBEDDED, LANGUAGES
 
 # Chosen on the validation split; the README says how, and how they deviate from the paper.
@@ -110,7 +110,7 @@ def run(world: World, name: str, seed: int, folder: Path, **settings) -> dict:
             rows = only_harmful(world.train_rows, config.train) if config.harmful_only else world.train_rows
             examples, _ = encode_rows(rows, world.tokenizer, ALIGNED, config.max_length)
             print(f"\n{name}, seed {seed}: {config.steps} steps on {len(examples)} rows", flush=True)
-            _, history = train(config, model, world.tokenizer, examples)
+            _, history = fit(config, model, examples)
             write_atomically(folder / "train_log.jsonl", "".join(json.dumps(metrics) + "\n" for metrics in history))
             # The latest value of each figure: with mlc_every > 1 the last step need not have them all.
             last = {key: value for metrics in history for key, value in metrics.items()}

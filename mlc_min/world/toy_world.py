@@ -35,8 +35,8 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
-from mlc_min.data import encode_prompt, encode_response, response_batch
 from mlc_min.diagnose import diagnose
+from mlc_min.examples import encode_prompt, encode_response, response_batch
 from mlc_min.machinery.errors import run_command
 from mlc_min.machinery.models import load_model, pick_device
 from mlc_min.machinery.provenance import hardware, versions
@@ -197,9 +197,7 @@ def pretrain(tokenizer, seed: int, steps: int, batch_size: int, learning_rate: f
     progress, mean_loss = tqdm(range(steps), desc="pretrain"), None
     for _ in progress:
         drawn = [next(examples) for _ in range(batch_size)]
-        batch = response_batch(
-            [encode_once(p) for p, _, _ in drawn], [reply_once(r) for _, r, _ in drawn], tokenizer.pad_token_id
-        )
+        batch = response_batch([encode_once(p) for p, _, _ in drawn], [reply_once(r) for _, r, _ in drawn])
         scored = batch.pop("response_mask")
         for i, (prompt, _, given) in enumerate(drawn):
             if given:

@@ -19,8 +19,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from mlc_min.data import pad
-from mlc_min.represent import (
+from mlc_min.examples import pad
+from mlc_min.states import (
     last_position,
     last_token_states,
     last_token_states_in_parts,
@@ -30,7 +30,7 @@ from mlc_min.represent import (
 
 N = 3  # layers of every model here, so entries 0…3
 ROWS = [[5, 6, 7, 8, 9, 10, 2], [11, 2], [2, 12, 13, 2]]
-PAD = 2  # the end token, so that real tokens equal to it are there to be mistaken for padding
+PAD = 0  # what padding is filled with, so that real tokens equal to it are there to be mistaken for it
 SIDES = pytest.mark.parametrize("side", ["right", "left"])
 SLIDING = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 FAMILIES = {
@@ -84,7 +84,7 @@ def alone(model, rows=ROWS) -> torch.Tensor:
 
 def padded(rows=ROWS, side="right", more=0) -> dict[str, torch.Tensor]:
     """The rows as a batch, with `more` columns of padding than needed."""
-    batch = pad([*rows, [PAD] * (max(map(len, rows)) + more)], PAD, side)
+    batch = pad([*rows, [PAD] * (max(map(len, rows)) + more)], side)
     return {name: tensor[:-1] for name, tensor in batch.items()}
 
 
