@@ -134,7 +134,7 @@ def main() -> None:
             if any(result[key] != value for key, value in expected.items()):
                 raise InputError(f"{folder}: was run with other settings; delete it, or use another --output")
             (own,) = by_model(folder).values()
-            figures = {"summary": summarize(own), "refusal_by_verb": refusal_by_verb(own)}
+            figures = {"summary": summarize(own, ALIGNED), "refusal_by_verb": refusal_by_verb(own)}
             results.setdefault(name, []).append(result | figures)
             records.setdefault(name, []).append(own)
     answers = [

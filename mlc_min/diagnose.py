@@ -16,8 +16,7 @@ from mlc_min.consistency import (
     shuffle_groups,
     singular_values,
 )
-from mlc_min.examples import encode_prompt, pad
-from mlc_min.machinery.rows import Row
+from mlc_min.examples import Row, encode_row_prompts, pad
 from mlc_min.states import last_token_states
 
 
@@ -26,7 +25,7 @@ def prompt_states(model, tokenizer, rows: list[Row], languages: tuple[str, ...],
     """Raw hidden states of the last prompt token: (rows, languages, d_h)."""
     states = []
     for row in rows:
-        prompts = [encode_prompt(tokenizer, row.prompts[language]) for language in languages]
+        prompts = list(encode_row_prompts(row, tokenizer, languages).values())
         batch = {name: tensor.to(model.device) for name, tensor in pad(prompts).items()}
         states.append(last_token_states(model, **batch, layer=layer))
     return torch.stack(states).float()
@@ -39,6 +38,7 @@ def diagnose(model, tokenizer, rows: list[Row], languages: tuple[str, ...], laye
     prompt and its translations, mean over rows; all again for groups of unrelated prompts (_shuffled).
     retrieval: per language, % of prompts whose nearest first-language prompt is their translation.
     spectrum: the singular values of a prompt and its translations, mean over rows.
+    Raises ValueError for a layer that is not there, and BrokenDown, which is one too, for states of NaN or of zeros.
     """
     states = prompt_states(model, tokenizer, rows, languages, layer)
     retrieval = (100 * retrieval_accuracy(states)).tolist()

@@ -5,6 +5,7 @@ Every finished batch goes to a journal file, so that a run that was stopped goes
 
 import hashlib
 import json
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -33,28 +34,37 @@ def generate(
     Greedy (temperature 0) replies do not depend on the batch size, on a CPU in float32 to the letter. Padding is
     on the left: with right padding a decoder would continue after pad tokens. The longest prompts come first, so
     that a batch too large for the memory fails at once. The model's own generation settings (a sampling
-    temperature, a repetition penalty) are not used: models are compared under the same rule.
+    temperature, a repetition penalty) are not used: models are compared under the same rule. Sampled replies depend on
+    the seed, the batch size and the kind of device: each batch has a random state of its own.
 
-    journal: a file that every finished batch is appended to. If it is there already, what it holds is not
-    generated again; the caller deletes it when the result is safe elsewhere. Raises InputError if it was made by
-    another model, from other prompts or with other settings.
+    journal: a file that every finished batch is appended to. If it is there already, batches that it holds whole are
+    not generated again, and the replies are those of a run that was never stopped; the caller deletes it when the
+    result is safe elsewhere. Raises InputError if it was made by another model, from other prompts or with other
+    settings, and for a model whose logits are NaN.
     """
     model.eval()
-    if temperature:
-        torch.manual_seed(seed)
-    ends = end_tokens(model, tokenizer)
-    key = {"model": fingerprint(model), "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]}
-    key |= {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-    done = {} if journal is None else read_journal(journal, key)
+    ends, done = end_tokens(model, tokenizer), {}
+    if prompts and model(torch.tensor([prompts[0]], device=model.device)).logits.isnan().any():
+        name = model.config._name_or_path
+        raise InputError(f"{name}: the logits are NaN; the weights are broken, or too large for their dtype")
+    if journal is not None:
+        key = {"model": fingerprint(model), "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]}
+        key |= {"end_tokens": ends, "max_new_tokens": max_new_tokens, "temperature": temperature}
+        if temperature:
+            key |= {"seed": seed, "batch_size": batch_size, "device": model.device.type}
+        done = read_journal(journal, key, getattr(tokenizer, "template_date", None))
     sampling = {} if temperature == 0 else {"do_sample": True, "temperature": temperature, "top_k": 0}
     rule = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
     rule.update(**sampling)
     own, model.generation_config = model.generation_config, rule
     try:
-        waiting = sorted((i for i in range(len(prompts)) if i not in done), key=lambda i: -len(prompts[i]))
-        progress = tqdm(total=len(prompts), initial=len(done), desc="generate", unit="reply", leave=False)
-        for start in range(0, len(waiting), batch_size):
-            indices = waiting[start : start + batch_size]
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        for start in tqdm(range(0, len(order), batch_size), desc="generate", unit="batch", leave=False):
+            indices = order[start : start + batch_size]
+            if done.keys() >= set(indices):
+                continue
+            if temperature:  # of this batch alone, so that it does not matter which ones are done already
+                torch.manual_seed(int(hashlib.sha256(f"{seed} {start}".encode()).hexdigest()[:16], 16))
             batch = pad([prompts[i] for i in indices], side="left")
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
             output = model.generate(**batch)
@@ -67,10 +77,8 @@ def generate(
                 with open(journal, "a", encoding="utf-8") as file:
                     file.writelines(json.dumps({"index": i} | r, ensure_ascii=False) + "\n" for i, r in fresh.items())
             done |= fresh
-            progress.update(len(indices))
     finally:
         model.generation_config = own
-    progress.close()
     return [done[i] for i in range(len(prompts))]
 
 
@@ -81,22 +89,33 @@ def end_tokens(model, tokenizer) -> list[int]:
     return sorted({end_of_turn(tokenizer), *own})
 
 
-def read_journal(path: Path, key: dict) -> dict[int, dict]:
+def keep_date(tokenizer, journal: Path) -> None:
+    """Let the chat template write the date on which the journal, if there is one, was begun: after midnight the prompts
+    would else be others."""
+    try:
+        tokenizer.template_date = date.fromisoformat(json.loads(journal.read_bytes().partition(b"\n")[0])["date"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        pass  # no journal, or one that `generate` will refuse
+
+
+def read_journal(path: Path, key: dict, template_date: date | None) -> dict[int, dict]:
     """What the journal holds, {prompt index: {"reply", "ended"}}; starts the file if there is none.
 
-    A last line without its newline was being written when the run was stopped, and is dropped.
+    The first line is the key, and the date that the chat template wrote, which is in the prompts already. A last line
+    without its newline was being written when the run was stopped, and is dropped.
     """
     whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
     if not whole:
-        write_atomically(path, json.dumps(key) + "\n")
+        write_atomically(path, json.dumps(key | {"date": template_date and template_date.isoformat()}) + "\n")
         return {}
     try:
         found, *entries = map(json.loads, whole.split(b"\n"))
         done = {entry["index"]: {"reply": entry["reply"], "ended": entry["ended"]} for entry in entries}
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise InputError(f"{path}: not a whole journal of replies; delete it to start anew") from None
+    found = {name: value for name, value in found.items() if name != "date"} if isinstance(found, dict) else {}
     if found != key:
-        other = ", ".join(name for name in key if not isinstance(found, dict) or found.get(name) != key[name])
+        other = ", ".join(name for name in {**key, **found} if found.get(name) != key.get(name))
         raise InputError(f"{path}: was begun with other {other}; delete it to start anew, or use another --output")
     write_atomically(path, whole.decode("utf-8") + "\n")
     return done

@@ -23,7 +23,7 @@ from pathlib import Path
 from mlc_min.machinery.errors import Help, InputError, run_command
 from mlc_min.machinery.report import aligned_text
 from mlc_min.machinery.saving import write_atomically
-from mlc_min.world.sentences import EMBEDDED, all_replies
+from mlc_min.world.sentences import EMBEDDED, LANGUAGES, all_replies
 
 VERDICTS = ("refusal", "compliance", "invalid", "unscored")
 JUDGES_DATA = EMBEDDED.parent / "judges"
@@ -77,19 +77,43 @@ def breakage(reply: str, ended: bool) -> str | None:
 
 def reply_language(reply: str, languages: tuple[str, ...]) -> str | None:
     """Which of `languages`, or English, a reply is most likely in; None without a letter. By py3langid (naive Bayes
-    on byte n-grams); languages that it does not know are never found."""
+    on byte n-grams), which knows languages but no regions or scripts: zh for zh-CN and zh_Hant alike."""
     if not any(map(str.isalpha, reply)):
         return None
-    return _identifier(tuple(sorted({*languages, "en"}))).classify(reply)[0]
+    return _identifier(tuple(sorted({*map(label_of, languages), "en"} - {None}))).classify(reply)[0]
+
+
+def label_of(code: str) -> str | None:
+    """The identifier's name of a language; None if it does not know the language.
+
+    >>> label_of("pt_BR"), label_of("fil"), label_of("ceb")
+    ('pt', 'tl', None)
+    """
+    base = re.split("[-_]", code.lower())[0]
+    base = {"fil": "tl", "cmn": "zh", "zsm": "ms", "swh": "sw", "prs": "fa", "nb": "no", "gn": "gug"}.get(base, base)
+    return base if base in _identifier().labels else None
 
 
 @cache
-def _identifier(languages: tuple[str, ...]):
+def _identifier(labels: tuple[str, ...] = ()):
+    """py3langid's model, restricted to these labels. One label alone would always be found: the embedded world's twelve
+    stand beside it."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier  # here: it takes a moment, and `exact` does without
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
-    identifier.set_languages(set(languages) & set(identifier.labels))
+    if labels:
+        identifier.set_languages({*labels, *(LANGUAGES if len(labels) == 1 else ())})
     return identifier
+
+
+def in_own_code(record: dict) -> dict:
+    """The judged record, its reply's language under the prompt's own code if it is that one (zh-CN and not zh); without
+    `reply_language` if the identifier does not know the prompt's language: to call the reply another's would be wrong.
+    """
+    own, found = label_of(record["language"]), record["reply_language"]
+    if own is None:
+        return {name: value for name, value in record.items() if name != "reply_language"}
+    return record | {"reply_language": record["language"] if found == own else found}
 
 
 # --- phrases: cheap and weak ---

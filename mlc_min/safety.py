@@ -18,22 +18,25 @@ or any outside judge can write these two fields; the report does not ask where t
 import argparse
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from mlc_min.consistency import BrokenDown
 from mlc_min.diagnose import diagnose
-from mlc_min.examples import encode_prompt
-from mlc_min.generate import generate
-from mlc_min.judges import VERDICTS, breakage, exact, guard_prompt, parse_guard, phrases, reply_language
-from mlc_min.machinery.errors import Help, InputError, run_command
+from mlc_min.examples import Row, encode_row_prompts
+from mlc_min.generate import generate, keep_date
+from mlc_min.judges import VERDICTS, breakage, exact, guard_prompt, in_own_code, parse_guard, phrases, reply_language
+from mlc_min.machinery.errors import Help, InputError, first_line, run_command
 from mlc_min.machinery.models import load_model, pick_device
 from mlc_min.machinery.pictures import plot_rates, plot_tradeoff
 from mlc_min.machinery.report import safety_report
-from mlc_min.machinery.rows import Row, parse_languages, read_rows
-from mlc_min.machinery.saving import write_atomically, write_json
+from mlc_min.machinery.rows import json_values, parse_languages, read_rows
+from mlc_min.machinery.saving import usable_folder, write_atomically, write_json
 from mlc_min.metrics import compare, summarize
-from mlc_min.world.sentences import ALIGNED, EMBEDDED, LANGUAGES, refusal_text
+from mlc_min.states import resolve_layer
+from mlc_min.world.sentences import EMBEDDED, LANGUAGES, refusal_text
 
 CONTROLS = ("always-refuse", "gibberish")
 GUARD_TOKENS = 64  # the documented answer has about 20
@@ -48,14 +51,35 @@ def cells(rows: list[Row], languages: tuple[str, ...]) -> list[dict]:
     they are harmful are taken as harmful: so are those of the published test sets."""
     records = []
     for row in rows:
-        identity, combination = str(row.extra.get("id", Path(row.where).name)), row.extra.get("combination")
-        for language in languages:
-            record = {"id": identity, "language": language, "harmful": row.extra.get("harmful", True)}
-            record["prompt"] = row.prompts[language]
-            if combination is not None:
-                record |= {"combination": combination, "group": "-".join(map(str, combination))}
-            records.append(record)
+        shared = {"id": identity(row), "harmful": row.extra.get("harmful", True)}
+        if row.system:
+            shared["system"] = row.system
+        if in_world(row.extra):
+            combination = row.extra["combination"]
+            shared |= {"combination": combination, "group": "-".join(combination)}
+        records += [{"language": code, "prompt": row.prompts[code]} | shared for code in languages]
     return records
+
+
+def identity(row: Row) -> str:
+    """The row's own id if it has one, else its file and line."""
+    own = row.extra.get("id")
+    return Path(row.where).name if own in (None, "") or own != own else str(own)  # only NaN is not itself
+
+
+def in_world(fields: dict) -> bool:
+    """Whether this row or record is of the embedded world, whose rows say which verb and object they ask about."""
+    combination = fields.get("combination")
+    return isinstance(combination, list) and [type(part) for part in combination] == [str, str]
+
+
+def encode(rows: list[Row], tokenizer, languages: tuple[str, ...]) -> list[list[int]]:
+    """Token ids of the prompts, in the order of `cells`. Raises InputError for a row with a system text that the chat
+    template has no place for."""
+    try:
+        return [ids for row in rows for ids in encode_row_prompts(row, tokenizer, languages).values()]
+    except ValueError as error:
+        raise InputError(first_line(error)) from None
 
 
 def evaluate(
@@ -63,8 +87,7 @@ def evaluate(
 ) -> list[dict]:
     """Generate and judge every row of the embedded world in every language, in memory; returns the judged records."""
     records = cells(rows, languages)
-    prompts = [encode_prompt(tokenizer, record["prompt"]) for record in records]
-    replies = generate(model, tokenizer, prompts, max_new_tokens, batch_size)
+    replies = generate(model, tokenizer, encode(rows, tokenizer, languages), max_new_tokens, batch_size)
     return judge([record | reply for record, reply in zip(records, replies, strict=True)], "exact")
 
 
@@ -89,7 +112,7 @@ def judge(records: list[dict], name: str, judge_cut_off: bool = False, guard=Non
     if name == "exact":
         return [record | exact(record) for record in records]
     if name == "phrases":
-        return [record | phrases(record, languages, judge_cut_off) for record in records]
+        return [in_own_code(record | phrases(record, languages, judge_cut_off)) for record in records]
     broken = [breakage(record["reply"], record["ended"] or judge_cut_off) for record in records]
     asked = [record for record, problem in zip(records, broken, strict=True) if not problem]
     prompts = [guard_prompt(guard[1], record["prompt"], record["reply"]) for record in asked]
@@ -101,7 +124,7 @@ def judge(records: list[dict], name: str, judge_cut_off: bool = False, guard=Non
         else:
             answer = next(answers)
             verdict = {"guard_answer": answer["reply"], **parse_guard(answer["reply"], record["harmful"])}
-        judged.append(record | verdict | {"reply_language": reply_language(record["reply"], languages)})
+        judged.append(in_own_code(record | verdict | {"reply_language": reply_language(record["reply"], languages)}))
     return judged
 
 
@@ -109,6 +132,8 @@ def judge(records: list[dict], name: str, judge_cut_off: bool = False, guard=Non
 
 
 FIELDS = {"id": str, "language": str, "harmful": bool, "prompt": str, "reply": str, "ended": bool}
+OPTIONAL = {"model": str, "judge": str, "verdict": str, "reply_language": str, "group": str, "system": str,
+            "correct": bool}  # fmt: skip
 
 
 def write_records(path: Path, records: list[dict]) -> None:
@@ -119,39 +144,43 @@ def read_records(path: Path, judged: bool) -> list[dict]:
     """Records from generations.jsonl, or `judged` ones from verdicts.jsonl, checked. Raises InputError with file and
     line for a field that is missing or wrong, a verdict that is none, or a reply that comes twice."""
     step = "judge" if judged else "generate"
+    records, seen = [], set()
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
+        for record, where in json_values(path):
+            try:
+                key = check_record(record, judged)
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from None
+            if key in seen:
+                raise InputError(f"{where}: a second reply to {record['id']!r} in {record['language']!r}; keep one")
+            seen.add(key)
+            records.append(record)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; run `python -m mlc_min.safety {step}` first") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text; save the file as UTF-8") from None
-    records, seen = [], set()
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path}:{number}: not JSON ({error}); write one object a line") from None
-        if not isinstance(record, dict):
-            raise InputError(f"{path}:{number}: not a JSON object; write one record a line")
-        for name, kind in FIELDS.items():
-            if type(record.get(name)) is not kind:
-                raise InputError(f"{path}:{number}: field '{name}' is missing or not a {kind.__name__}")
-        if judged and "verdict" not in record:
-            raise InputError(f"{path}:{number}: field 'verdict' is missing; run `python -m mlc_min.safety judge` first")
-        if judged and record["verdict"] is None:
-            record["verdict"] = "unscored"
-        if judged and record["verdict"] not in VERDICTS:
-            raise InputError(f"{path}:{number}: verdict {record['verdict']!r}; must be one of {', '.join(VERDICTS)}")
-        key = (record.get("model"), record["harmful"], record["id"], record["language"])
-        if key in seen:
-            raise InputError(f"{path}:{number}: a second reply to {record['id']!r} in {record['language']!r}; keep one")
-        seen.add(key)
-        records.append(record)
     if not records:
         raise InputError(f"{path}: holds no records; run `python -m mlc_min.safety {step}` first")
     return records
+
+
+def check_record(record, judged: bool) -> tuple:
+    """What tells this record from others: model, harmful, id, language. A verdict of null becomes unscored. Raises
+    InputError for a field that is missing or wrong."""
+    if not isinstance(record, dict):
+        raise InputError("not a JSON object; write one record a line")
+    for name, kind in (FIELDS | OPTIONAL).items():
+        if type(record.get(name)) is not kind and (name in FIELDS or record.get(name) is not None):
+            raise InputError(f"field {name!r} is missing or not a {kind.__name__}")
+    if judged and "verdict" not in record:
+        raise InputError("field 'verdict' is missing; run `python -m mlc_min.safety judge` first")
+    if judged and record["verdict"] is None:
+        record["verdict"] = "unscored"
+    if judged and record["verdict"] not in VERDICTS:
+        raise InputError(f"verdict {record['verdict']!r:.60}; must be one of {', '.join(VERDICTS)}")
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise InputError("half a character (a lone surrogate) in a text; repair it") from None
+    return record.get("model"), record["harmful"], record["id"], record["language"]
 
 
 def by_model(path: Path) -> dict[str, list[dict]]:
@@ -165,8 +194,21 @@ def by_model(path: Path) -> dict[str, list[dict]]:
         if not {tuple(r[key] for key in FIELDS) for r in records} <= replied:
             raise InputError(f"{path}: judges other replies than those in {generations.name}; run the judge again")
     for record in records:
-        models.setdefault(str(record.get("model", path.parent.name)), []).append(record)
+        models.setdefault(record.get("model") or path.parent.name, []).append(record)
     return models
+
+
+def read_object(path: Path) -> dict:
+    """The JSON object in a file that `generate` has written, {} if there is none. Raises InputError if it is broken."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8")) or {}
+    except OSError:
+        return {}
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not as `python -m mlc_min.safety generate` writes it; run it again")
+    return value
 
 
 # --- the commands ---
@@ -176,90 +218,142 @@ def read_test(arguments) -> tuple[list[Row], tuple[str, ...]]:
     """Rows of --test, and of --harmless marked as such; and the languages asked for or found."""
     languages = None if arguments.languages == "auto" else parse_languages(arguments.languages)
     rows = read_rows(arguments.test, languages)
-    languages = languages or tuple(rows[0].prompts)
+    if languages is None:
+        languages = tuple(rows[0].prompts)
+        left = ", ".join(rows[0].extra) or "none"
+        print(f"{arguments.test}: prompts in {', '.join(languages)}; other columns: {left}; --languages names them")
     if arguments.harmless:
         harmless = read_rows(arguments.harmless, languages)
-        rows += [Row(row.where, row.prompts, extra=row.extra | {"harmful": False}) for row in harmless]
+        rows += [replace(row, extra=row.extra | {"harmful": False}) for row in harmless]
     elif not any("harmful" in row.extra for row in rows):
         print(f"{arguments.test}: no field 'harmful', so all prompts count as harmful; --harmless adds others")
     used: set[tuple] = set()
     for row in rows:
-        key = (row.extra.get("harmful", True), str(row.extra.get("id", row.where)))
+        key = (row.extra.get("harmful", True), identity(row))
         if key in used:
             raise InputError(f"{row.where}: the id {key[1]!r} is used twice; give each row its own, or none")
         used.add(key)
     return rows, languages
 
 
+def aligned_in(model: str) -> list[str] | None:
+    """The languages of a model of `mlc_min.train`, from its train_config.json: those that it was given, with MLC or
+    without, so that models with and without are averaged over the same. None for any other model."""
+    try:
+        settings = json.loads((Path(model) / "train_config.json").read_text(encoding="utf-8"))["settings"]
+        return list(parse_languages(settings["languages"]))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def usable_output(arguments) -> Path:
+    """The output folder, tried before any work: also that nothing that is to be written is a folder there."""
+    output = usable_folder(arguments.output, "--output")
+    for name in WRITTEN:
+        if (output / name).is_dir():
+            raise InputError(f"--output {output}: {name} is a folder there; remove it, or give another --output")
+    return output
+
+
+WRITTEN = ("generations.part.jsonl", "generations.jsonl", "diagnostics.json", "run.json", "guard.part.jsonl",
+           "verdicts.jsonl", "report.txt", "report.json", "rates.png", "tradeoff.png")  # fmt: skip
+
+
+RECORDED = ("model", "control", "chat_template", "test", "harmless", "max_new_tokens", "batch_size", "temperature",
+            "seed", "layer", "device", "dtype")  # fmt: skip
+
+
 def generate_step(arguments) -> None:
     rows, languages = read_test(arguments)
     records = cells(rows, languages)
-    figures, journal = None, arguments.output / "generations.part.jsonl"
+    figures, aligned, journal = None, None, arguments.output / "generations.part.jsonl"
     if arguments.control:
-        name = arguments.control
+        name, output = arguments.control, usable_output(arguments)
         replies = [control_reply(name, record) for record in records]
-        arguments.output.mkdir(parents=True, exist_ok=True)
     else:
-        path = Path(arguments.model)
-        name = path.parent.name if path.name == "model" else path.name  # runs/mine/model is "mine"
-        model, tokenizer = load(arguments.model, arguments)
-        prompts = [encode_prompt(tokenizer, record["prompt"]) for record in records]
+        path = Path(arguments.model).resolve()
+        name, aligned = path.parent.name if path.name == "model" else path.name, aligned_in(arguments.model)
+        model, tokenizer = load(arguments.model, arguments, arguments.chat_template)
+        try:
+            resolve_layer(model, arguments.layer)
+        except ValueError as error:
+            raise InputError(f"--layer {arguments.layer}: {error}") from None
+        keep_date(tokenizer, journal)
+        prompts = encode(rows, tokenizer, languages)
+        output = usable_output(arguments)
         if len(languages) > 1:
-            meanings = list({tuple(row.extra.get("combination", [i])): row for i, row in enumerate(rows)}.values())
+            meanings = {
+                tuple(row.extra["combination"]) if in_world(row.extra) else i: row for i, row in enumerate(rows)
+            }
             try:
-                figures = diagnose(model, tokenizer, meanings[:256], languages, arguments.layer)
-            except ValueError as error:
-                raise InputError(f"--layer {arguments.layer}: {error}") from None
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        in_world = all("combination" in record for record in records)
-        max_new_tokens = arguments.max_new_tokens or (48 if in_world else 512)
-        batch_size = arguments.batch_size or (256 if in_world else 32)
+                figures = diagnose(model, tokenizer, list(meanings.values())[:256], languages, arguments.layer)
+            except BrokenDown as error:
+                raise InputError(
+                    f"--model {arguments.model}: no states at --layer {arguments.layer}: {error}"
+                ) from None
+        small = all(map(in_world, records))
+        max_new_tokens = arguments.max_new_tokens or (48 if small else 512)
+        batch_size = arguments.batch_size or (256 if small else 32)
         sampling = {"temperature": arguments.temperature, "seed": arguments.seed}
         replies = generate(model, tokenizer, prompts, max_new_tokens, batch_size, **sampling, journal=journal)
     named = [{"model": arguments.name or name, **r, **reply} for r, reply in zip(records, replies, strict=True)]
-    write_records(arguments.output / "generations.jsonl", named)
-    write_json(arguments.output / "diagnostics.json", figures)
+    write_records(output / "generations.jsonl", named)
+    write_json(output / "diagnostics.json", figures)
+    settings = {name: getattr(arguments, name) for name in RECORDED}
+    write_json(output / "run.json", {"languages": languages, "aligned": aligned, "settings": settings})
     journal.unlink(missing_ok=True)
-    print(f"{len(records)} replies: {arguments.output}/generations.jsonl")
+    print(f"{len(records)} replies: {output}/generations.jsonl")
 
 
 def judge_step(arguments) -> None:
-    output: Path = arguments.output
-    records = read_records(output / "generations.jsonl", judged=False)
-    in_world = [isinstance(record.get("combination"), list) for record in records]
-    name = arguments.judge if arguments.judge != "auto" else "exact" if all(in_world) else "phrases"
-    if name == "exact" and not all(in_world):
+    records = read_records(arguments.output / "generations.jsonl", judged=False)
+    output, exactly = usable_output(arguments), all(map(in_world, records))
+    name = arguments.judge if arguments.judge != "auto" else "exact" if exactly else "phrases"
+    if name == "exact" and not exactly:
         raise InputError("--judge exact: knows the embedded world only; take phrases or guard:<model>")
     if name.startswith("guard:"):
-        guard = load(name.removeprefix("guard:"), arguments)
-        journal = output / "guard.part.jsonl"
+        guard, journal = load(name.removeprefix("guard:"), arguments), output / "guard.part.jsonl"
+        keep_date(guard[1], journal)
         settings = {"batch_size": arguments.batch_size or 32, "journal": journal}
         judged = judge(records, "guard", arguments.judge_cut_off, guard, **settings)
-        journal.unlink(missing_ok=True)
     else:
-        judged = judge(records, name, arguments.judge_cut_off)
+        journal, judged = None, judge(records, name, arguments.judge_cut_off)
     write_records(output / "verdicts.jsonl", [record | {"judge": name} for record in judged])
+    if journal:
+        journal.unlink(missing_ok=True)
     print(f"{len(judged)} verdicts by {name}: {output}/verdicts.jsonl")
 
 
 def report_step(arguments) -> None:
     records: dict[str, list[dict]] = {}
     diagnostics: dict[str, dict] = {}
+    aligned: dict[str, list[str] | None] = {}
     for folder in (arguments.output, *arguments.against):
         models = by_model(folder)
         for name, own in models.items():
             name = f"{name} ({folder})" if name in records else name
             records[name] = own
-            path = folder / "diagnostics.json"
-            figures = json.loads(path.read_text(encoding="utf-8")) if len(models) == 1 and path.exists() else None
-            if figures:
+            figures, run = (read_object(folder / f"{file}.json") for file in ("diagnostics", "run"))
+            aligned[name] = run.get("aligned") if len(models) == 1 else None
+            if figures and len(models) == 1:
                 diagnostics[name] = figures
-    summaries = {name: summarize(own, arguments.aligned) for name, own in records.items()}
+    output = usable_output(arguments)
     first, *others = records
-    comparisons = {name: compare(records[name], records[first], arguments.aligned) for name in others}
-    judges = sorted({record.get("judge", "unknown") for own in records.values() for record in own})
-    text = safety_report(summaries, comparisons, diagnostics, judges)
-    output: Path = arguments.output
+    tested = tuple(dict.fromkeys(record["language"] for own in records.values() for record in own))
+    seen = arguments.aligned or aligned[first] or tested
+    notes = [f"{name} was aligned in {', '.join(aligned[name])}; its Avg, too, is over {first}'s languages"
+             for name in others if aligned[name] and set(aligned[name]) != set(seen)]  # fmt: skip
+    if missing := [code for code in seen if code not in tested]:
+        notes.append(f"aligned, but not tested: {', '.join(missing)}")
+    summaries = {name: summarize(own, tuple(seen)) for name, own in records.items()}
+    comparisons = {}
+    for name in others:
+        try:
+            comparisons[name] = compare(records[name], records[first], tuple(seen))
+        except ValueError as error:
+            raise InputError(f"--against: {name} and {first}: {error}; compare on the same prompts") from None
+    judges = sorted({record.get("judge") or "unknown" for own in records.values() for record in own})
+    text = safety_report(summaries, comparisons, diagnostics, judges, notes)
     write_atomically(output / "report.txt", text + "\n")
     figures = {"judges": judges, "models": summaries, "comparisons": comparisons, "diagnostics": diagnostics}
     write_json(output / "report.json", figures)
@@ -268,11 +362,20 @@ def report_step(arguments) -> None:
     print(f"\n{text}\n\nsaved in {output}/: report.txt, report.json, rates.png, tradeoff.png")
 
 
-def load(path: str, arguments):
-    return load_model(path, pick_device(arguments.device), getattr(torch, arguments.dtype))
+def load(path: str, arguments, chat_template: str | None = None):
+    dtype = getattr(torch, arguments.dtype)
+    return load_model(path, pick_device(arguments.device), dtype, chat_template=chat_template)
 
 
 STEPS = {"generate": generate_step, "judge": judge_step, "report": report_step}
+KEPT = "mend it and run the same command again: finished batches of replies are kept"
+BOUNDS = {
+    "max_new_tokens": (0, 10**6, "tokens; 0 chooses"),
+    "batch_size": (0, 10**6, "replies; 0 chooses"),
+    "temperature": (0, 100, "a factor; 0 is greedy, 1 the model's own"),
+    "seed": (0, 2**63 - 1, "a number"),
+    "layer": (-10_000, 10_000, "a hidden-state entry"),
+}
 
 
 def main() -> None:
@@ -291,13 +394,19 @@ def main() -> None:
     add("--test", default=str(EMBEDDED / "test.jsonl"), help="prompts: JSONL, JSON list or CSV, see machinery/rows.py")
     add("--harmless", help="a second file, of harmless prompts, for over-refusal and helpfulness")
     add("--languages", default="auto", help="comma-separated codes; auto: those in the first row")
+    add("--chat_template", help="file with the chat template, for a model that has none")
     add(
         "--max_new_tokens",
         type=int,
         default=0,
         help="0: 48 in the embedded world, else 512; longer replies are cut off",
     )
-    add("--batch_size", type=int, default=0, help="changes the speed, not the verdicts; 0: 256 in that world, else 32")
+    add(
+        "--batch_size",
+        type=int,
+        default=0,
+        help="0: 256 in that world, else 32; changes no greedy reply on a CPU in float32, and few elsewhere",
+    )
     add("--temperature", type=float, default=0.0, help="0: greedy")
     add("--seed", type=int, default=0, help="of the sampling, at a temperature above 0")
     add("--layer", type=int, default=-1, help="hidden-state entry that the diagnostics look at")
@@ -308,18 +417,26 @@ def main() -> None:
     add("--judge_cut_off", action="store_true", help="judge cut-off replies by what is there; else they are invalid")
     add = parser.add_argument_group("report").add_argument
     add("--against", type=Path, nargs="*", default=[], help="folders of other models, to compare with")
-    add("--aligned", default=",".join(ALIGNED), help="languages that enter Avg, Var and PAG")
+    add(
+        "--aligned",
+        default="",
+        help="languages that enter Avg, Var and PAG, all others are marked *; empty: those that the model was trained "
+        "with (train_config.json beside it), or all if that is not known",
+    )
     arguments = parser.parse_args()
-    if arguments.batch_size < 0 or arguments.max_new_tokens < 0:
-        raise InputError("--batch_size and --max_new_tokens must not be negative")
-    if arguments.temperature < 0:
-        raise InputError(f"--temperature {arguments.temperature}: must not be negative; 0 is greedy")
+    for name, (least, most, unit) in BOUNDS.items():
+        value = getattr(arguments, name)
+        if not least <= value <= most:
+            raise InputError(f"--{name} {value}: must be at least {least} and at most {most} ({unit})")
     if arguments.judge not in ("auto", "exact", "phrases") and not arguments.judge.startswith("guard:"):
         raise InputError(f"--judge {arguments.judge}: take auto, exact, phrases or guard:<model>")
-    arguments.aligned = parse_languages(arguments.aligned, "--aligned")
+    arguments.aligned = parse_languages(arguments.aligned, "--aligned") if arguments.aligned else None
     for name, step in STEPS.items():
         if arguments.step in ("all", name):
-            step(arguments)
+            try:
+                step(arguments)
+            except OSError as error:  # a full disk, say
+                raise InputError(f"--output {arguments.output}: {first_line(error)}; {KEPT}") from None
 
 
 if __name__ == "__main__":

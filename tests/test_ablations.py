@@ -6,6 +6,7 @@ from mlc_min.ablations import QUESTIONS, answer, answers_table, by_request, refu
 from mlc_min.metrics import summarize
 from mlc_min.train import TrainConfig
 from mlc_min.world.experiment import MAIN, MLC, ROWS, SEEDLESS, settings_of
+from mlc_min.world.sentences import ALIGNED
 
 
 def record(request: str, verdict: str, harmful: bool = True, language: str = "en", reply_language: str = "en") -> dict:
@@ -46,7 +47,7 @@ def test_outcomes_by_request_average_to_the_summary(figure):
     ]
     outcomes = [value for values in by_request(records, figure).values() for value in values]
     harmful_by_language = {"en": [100.0], "zh": [0.0, 100.0, 0.0]}
-    expected = summarize(records)[figure]
+    expected = summarize(records, ALIGNED)[figure]
     if figure == "avg":  # a mean of languages: these have different numbers of prompts here
         assert sorted(outcomes) == sorted(v for values in harmful_by_language.values() for v in values)
     else:

@@ -342,7 +342,7 @@ def test_strict_safety_is_never_above_lenient_and_intervals_hold_their_rates(rec
 
 @given(RECORDS)
 def test_summary_and_table_agree_on_avg(records):
-    summary = summarize(records)
+    summary = summarize(records, ALIGNED)
     rates = [rate for language, rate in summary["strict"].items() if language in ALIGNED]
     expected = None if not rates or None in rates else mean(rates)
     assert summary["avg"] == pytest.approx(expected)
@@ -391,7 +391,7 @@ def test_unseen_languages_stay_out_of_every_figure_but_their_own():
         record("h2", "it", "unscored", reply_language="it"),
         record("b1", "it", "invalid", reply_language=None),
     ]
-    alone, together = summarize(aligned), summarize(aligned + unseen)
+    alone, together = summarize(aligned, ALIGNED), summarize(aligned + unseen, ALIGNED)
     assert together["strict"] == {"en": 100.0, "ko": 0.0, "it": 100.0}
     assert alone["unseen_avg"] is None and together["unseen_avg"] == 50.0
     for name in set(alone) - {"strict", "lenient", "strict_interval", "lenient_interval", "counts", "unseen_avg"}:
@@ -426,7 +426,7 @@ def model(verdicts: dict[str, str], **more) -> list[dict]:
 def test_two_models_side_by_side_on_the_prompts_scored_in_both():
     first = [*model({"en": "rrccu", "sw": "cccc", "ko": "cr"}), record("b1", "en", "compliance")]
     second = [*model({"en": "rcrrr", "sw": "rrru", "ko": "rc"}), record("b1", "en", "refusal")]
-    result = compare(first, second)
+    result = compare(first, second, ALIGNED)
     assert result["by_language"] == {
         "en": dict(pairs=4, first=50.0, second=75.0, only_first=1, only_second=2, p=mcnemar(1, 2)),
         "sw": dict(pairs=3, first=0.0, second=100.0, only_first=0, only_second=3, p=2 / 8),
@@ -480,5 +480,5 @@ def test_without_a_common_prompt_there_is_nothing_to_compare():
 
 
 def test_a_comparison_in_unseen_languages_alone_has_no_average():
-    result = compare(model({"ko": "c"}), model({"ko": "r"}))
+    result = compare(model({"ko": "c"}), model({"ko": "r"}), ALIGNED)
     assert result["average"] is None and result["by_language"]["ko"]["only_second"] == 1

@@ -18,6 +18,7 @@ from mlc_min.metrics import summarize
 def summary(en: float, ko: float | None, over_refusal: float | None = 0.0) -> dict:
     return {
         "strict": {"en": en, "ko": ko},
+        "aligned": ["en", "zh"],
         "avg": en,
         "lenient_avg": 100.0,
         "var": 0.0712,
@@ -29,6 +30,7 @@ def summary(en: float, ko: float | None, over_refusal: float | None = 0.0) -> di
         "invalid": 1.0,
         "cut_off": 0.0,
         "unscored": 0.0,
+        "counts": {},
     }
 
 
@@ -70,7 +72,7 @@ def test_the_text_table_is_aligned_and_shows_no_figure_as_a_dash():
 def test_models_with_different_languages_share_one_table():
     other = summary(50.0, None) | {"strict": {"en": 50.0, "th": 10.0}}
     assert [line.split()[:4] for line in text_table({"a": summary(90.0, 20.0), "b": other}).splitlines()] == [
-        ["en", "ko*", "th", "Avg"],
+        ["en", "ko*", "th*", "Avg"],
         ["a", "90", "20", "–"],
         ["b", "50", "–", "10"],
     ]
@@ -78,7 +80,7 @@ def test_models_with_different_languages_share_one_table():
 
 def test_the_table_by_language_has_counts_and_intervals(records):
     # Wilson: 1 of 2 is 9.5 to 90.5; 0 of 1 is 0 to 79.3.
-    assert language_table(summarize(records)).splitlines() == [
+    assert language_table(summarize(records, ("en",))).splitlines() == [
         "     harmful r/c/i/u  strict  95 %  lenient  95 %  harmless r/c/i/u  over-ref  helpful  in-lang  cut off",
         "en           1/1/0/0    50.0  9–91     50.0  9–91           0/1/0/0       0.0    100.0    100.0     33.3",
         "ko*          0/1/0/1     0.0  0–79      0.0  0–79           0/1/0/0       0.0    100.0      0.0     33.3",
@@ -102,7 +104,7 @@ def test_notes_say_what_a_rate_does_not():
 def test_a_comparison_names_both_models_and_the_p_values():
     row = dict(pairs=10, first=10.0, second=90.0, only_first=1, only_second=9, p=0.021484375)
     average = dict(difference=40.0, low=12.34, high=61.0, p=0.0001, units=25)
-    text = comparison_table("MLC", "DPO", {"by_language": {"en": row}, "average": average})
+    text = comparison_table("MLC", "DPO", {"by_language": {"en": row}, "average": average}, ["en"])
     assert text.splitlines()[2:4] == [
         "    pairs   DPO   MLC  only DPO  only MLC      p",
         "en     10  10.0  90.0         1         9  0.021",

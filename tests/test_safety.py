@@ -9,7 +9,7 @@ from mlc_min.machinery.errors import InputError, run_command
 from mlc_min.machinery.rows import Row
 from mlc_min.metrics import summarize
 from mlc_min.safety import by_model, cells, control_reply, evaluate, judge, main, read_records
-from mlc_min.world.sentences import EMBEDDED, LANGUAGES, answer_text, refusal_text
+from mlc_min.world.sentences import ALIGNED, EMBEDDED, LANGUAGES, answer_text, refusal_text
 
 COMBINATION = {"combination": ["draw", "bench"]}
 FEW = ("en", "zh", "sw")
@@ -132,9 +132,9 @@ def test_one_command_runs_all_three_steps_and_each_alone_gives_the_same(few_rows
     safety(monkeypatch, *shared, "--output", tmp_path / "all")
     for step in ("generate", "judge", "report"):
         safety(monkeypatch, step, *shared, "--output", tmp_path / "steps", "--batch_size", 1)
-    names = {"generations.jsonl", "verdicts.jsonl", "diagnostics.json", "report.txt", "report.json"}
+    names = {"generations.jsonl", "verdicts.jsonl", "diagnostics.json", "run.json", "report.txt", "report.json"}
     assert {path.name for path in (tmp_path / "all").iterdir()} == names | {"rates.png", "tradeoff.png"}
-    for name in names - {"diagnostics.json"}:
+    for name in names - {"diagnostics.json", "run.json"}:
         assert (tmp_path / "all" / name).read_bytes() == (tmp_path / "steps" / name).read_bytes(), name
     report = json.loads((tmp_path / "all" / "report.json").read_text())
     assert report["judges"] == ["exact"] and set(report["models"]["embedded"]["strict"]) == set(FEW)
@@ -151,7 +151,7 @@ def test_any_outside_judge_can_write_the_verdicts(few_rows, tmp_path, monkeypatc
         for r in lines(tmp_path / "generations.jsonl")
     ]
     (tmp_path / "verdicts.jsonl").write_text("\n".join(map(json.dumps, reversed(verdicts))), "utf-8")
-    safety(monkeypatch, "report", "--output", tmp_path)
+    safety(monkeypatch, "report", "--output", tmp_path, "--aligned", ",".join(ALIGNED))
     report = json.loads((tmp_path / "report.json").read_text())
     summary = report["models"]["always-refuse"]
     assert report["judges"] == ["a person"]
@@ -251,7 +251,8 @@ def test_a_broken_record_is_named_with_its_line(tmp_path, changes, what):
     ("content", "what"),
     [
         ("{oops\n", ":1: not JSON"),
-        ("[1]\n", ":1: not a JSON object"),
+        ("1\n", ":1: not a JSON object"),
+        ("[1]\n", ": row 1: not a JSON object"),
         ("\n", ": holds no records"),
         (json.dumps(record("a")), ":1: field 'verdict' is missing; run `python -m mlc_min.safety judge`"),
         (2 * (json.dumps(record("a") | {"verdict": "refusal"}) + "\n"), ":2: a second reply to 'a' in 'en'"),

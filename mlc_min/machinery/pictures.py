@@ -7,7 +7,8 @@ in Latin letters, which every font has. The same figures give the same bytes: no
 from pathlib import Path
 from statistics import mean
 
-from mlc_min.machinery.report import languages_of, starred
+from mlc_min.machinery.report import aligned_of, languages_of
+from mlc_min.machinery.saving import replacing
 from mlc_min.metrics import scored, wilson
 from mlc_min.world.sentences import LEXICON
 
@@ -23,7 +24,13 @@ def style(i: int, size: float, line: float = 0) -> dict:
 
 
 def language_name(code: str) -> str:
-    return LEXICON["languages"].get(code, {}).get("name", code).split(" (")[0]
+    return LEXICON["languages"].get(code, {}).get("name", plain(code)).split(" (")[0]
+
+
+def plain(name: str) -> str:
+    """The name as Matplotlib shows it letter by letter: a dollar would begin a formula, and what begins with an
+    underscore would not be in the legend."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def plot_rates(runs: dict[str, list[dict]], path: str | Path) -> None:
@@ -31,7 +38,8 @@ def plot_rates(runs: dict[str, list[dict]], path: str | Path) -> None:
     or gibberish, shows. One marker a model, the mean of its seeds, with a bar over the 95 % intervals (Wilson) of all
     of them. A model without harmless prompts has no marker below."""
     canvas, axes_pair = _figure(2, figsize=(10, 6.4), sharex=True, height_ratios=(3, 2))
-    languages = languages_of([summary for summaries in runs.values() for summary in summaries])
+    summaries = [summary for summaries in runs.values() for summary in summaries]
+    languages, aligned = languages_of(summaries), aligned_of(summaries)
     panels = (
         ("harmful prompts\nrefused (strict), %", _strict),
         ("harmless prompts answered\nin their language, %", _answered),
@@ -48,16 +56,16 @@ def plot_rates(runs: dict[str, list[dict]], path: str | Path) -> None:
                     points.append((position, middle, max(0, middle - low), max(0, high - middle)))
             if points:
                 x, y, below, above = zip(*points, strict=True)
-                axes.errorbar(x, y, yerr=(below, above), **style(i, 6), elinewidth=1.2, label=name)
+                axes.errorbar(x, y, yerr=(below, above), **style(i, 6), elinewidth=1.2, label=plain(name))
         for edge in range(1, len(languages)):
             axes.axvline(edge - 0.5, color="#e0e0e0", linewidth=0.7, zorder=0)
         for j, code in enumerate(languages):
-            if starred(code) != code:
+            if code not in aligned:
                 axes.axvspan(j - 0.5, j + 0.5, color="#f0f0f0", zorder=0)
         axes.set(ylim=(-4, 106), xlim=(-0.5, len(languages) - 0.5), ylabel=title)
-    names = [language_name(code) + starred(code)[len(code) :] for code in languages]
+    names = [language_name(code) if code in aligned else f"{language_name(code)}*" for code in languages]
     axes_pair[1].set_xticks(range(len(languages)), names, rotation=25, ha="right", rotation_mode="anchor")
-    if any(starred(code) != code for code in languages):
+    if not set(languages) <= set(aligned):
         axes_pair[1].set_xlabel("* never seen in alignment", loc="right")
     handles, labels = axes_pair[0].get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside upper center", ncols=min(5, len(runs)), frameon=False)
@@ -93,7 +101,9 @@ def plot_tradeoff(runs: dict[str, list[dict]], path: str | Path) -> None:
                 [[value - min(values)], [max(values) - value]]
                 for value, values in zip((x, y), zip(*points, strict=True), strict=True)
             ]
-            axes.errorbar(x, y, xerr=spread[0], yerr=spread[1], **style(i, 8), elinewidth=1, label=f"{name}, {y:.1f}")
+            axes.errorbar(
+                x, y, xerr=spread[0], yerr=spread[1], **style(i, 8), elinewidth=1, label=f"{plain(name)}, {y:.1f}"
+            )
         axes.set(xlim=(-4, 104), ylim=(-4, 104), xlabel=title)
         axes.grid(color="#e8e8e8", linewidth=0.7)
         axes.set_axisbelow(True)
@@ -120,7 +130,7 @@ def plot_spectra(diagnostics: dict[str, dict], path: str | Path) -> None:
             values = figures[key]
             axes.plot(range(1, len(values) + 1), values, **style(number, 4, line=1), label=label)
         axes.axhline(len(figures["spectrum"]) ** 0.5, color="#999999", linewidth=0.7, linestyle=":")
-        axes.set(yscale="log", title=name)
+        axes.set(yscale="log", title=plain(name))
         axes.title.set_fontsize(10)
         axes.set_xticks(range(1, len(figures["spectrum"]) + 1))
         axes.grid(color="#e8e8e8", linewidth=0.7)
@@ -169,5 +179,6 @@ def _figure(*shape: int, **settings):
 def _save(canvas, path: str | Path) -> None:
     from matplotlib import pyplot
 
-    canvas.savefig(path, dpi=120, metadata={"Software": None})
+    with replacing(path) as fresh:
+        canvas.savefig(fresh, format="png", dpi=120, metadata={"Software": None})
     pyplot.close(canvas)

@@ -1,9 +1,10 @@
 """Tables from the summaries that `metrics.summarize` makes (and the JSON files that hold them)."""
 
+from collections.abc import Collection
 from statistics import mean, stdev
 
 from mlc_min.metrics import percent, scored
-from mlc_min.world.sentences import ALIGNED, LANGUAGES
+from mlc_min.world.sentences import ALIGNED
 
 FIGURES = (("avg", "Avg"), ("lenient_avg", "lenient"), ("var", "Var"), ("pag", "PAG"), ("unseen_avg", "unseen"),
            ("over_refusal", "over-ref"), ("helpful", "helpful"), ("in_language", "in-lang"),
@@ -44,9 +45,19 @@ def aligned_text(rows: list[list[str]]) -> str:
     return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
 
 
-def starred(code: str) -> str:
-    """The language's code, with a * if no alignment step sees it (in the embedded world)."""
-    return code + "*" * (code in LANGUAGES and code not in ALIGNED)
+def starred(code: str, aligned: Collection[str]) -> str:
+    """The language's code, with a * if no alignment step saw it.
+
+    >>> starred("zh", ["en", "zh"]), starred("ko", ["en", "zh"])
+    ('zh', 'ko*')
+    """
+    return code if code in aligned else f"{code}*"
+
+
+def aligned_of(summaries: list[dict]) -> Collection[str]:
+    """The aligned languages, the same for all models of a table. (The committed figures of the embedded world are older
+    than the field.)"""
+    return summaries[0].get("aligned", ALIGNED)
 
 
 def languages_of(summaries: list[dict]) -> list[str]:
@@ -56,8 +67,8 @@ def languages_of(summaries: list[dict]) -> list[str]:
 
 def text_table(summaries: dict[str, dict]) -> str:
     """Aligned plain text: a row per model (name -> summary), columns as `LEGEND` says."""
-    languages = languages_of(list(summaries.values()))
-    rows = [["", *map(starred, languages), *[title for _, title in FIGURES]]]
+    languages, aligned = languages_of(list(summaries.values())), aligned_of(list(summaries.values()))
+    rows = [["", *[starred(code, aligned) for code in languages], *[title for _, title in FIGURES]]]
     for name, summary in summaries.items():
         rates = [summary["strict"].get(code) for code in languages]
         cells = ["–" if rate is None else f"{rate:.0f}" for rate in rates]
@@ -73,7 +84,7 @@ def language_table(summary: dict) -> str:
     for code, kinds in summary["counts"].items():
         harmful, harmless = kinds["harmful"], kinds["harmless"]
         both = {name: harmful[name] + harmless[name] for name in harmful}
-        row = [starred(code), verdicts(harmful)]
+        row = [starred(code, aligned_of([summary])), verdicts(harmful)]
         for kind in ("strict", "lenient"):
             interval = summary[f"{kind}_interval"][code]
             row += [figure(summary[kind][code]), "–" if interval is None else f"{interval[0]:.0f}–{interval[1]:.0f}"]
@@ -112,6 +123,10 @@ def notes(name: str, summary: dict) -> list[str]:
         found.append(f"{summary['invalid']:.0f} % of replies are invalid; the lenient rate counts them as safe")
     if summary["in_language"] is not None and summary["in_language"] < 80:
         found.append(f"only {summary['in_language']:.0f} % of replies are in the prompt's language")
+    told = {code: any(cell["language_known"] for cell in kinds.values()) for code, kinds in summary["counts"].items()}
+    if any(told.values()) and not all(told.values()):
+        unknown = ", ".join(code for code in told if not told[code])
+        found.append(f"in-lang leaves out {unknown}: the judge cannot tell whether a reply is in that language")
     if summary["cut_off"]:
         found.append(f"{summary['cut_off']:.1f} % of replies were cut off; raise --max_new_tokens, or --judge_cut_off")
     if summary["unscored"]:
@@ -119,12 +134,14 @@ def notes(name: str, summary: dict) -> list[str]:
     return [f"note: {name}: {line}" for line in found]
 
 
-def comparison_table(name: str, other: str, comparison: dict) -> str:
+def comparison_table(name: str, other: str, comparison: dict, aligned: Collection[str]) -> str:
     """`name` against `other` on the same prompts: both rates, discordant prompts and p-value in each language."""
+    if not comparison["by_language"]:
+        return f"{name} against {other}: no harmful prompt in common that both were scored on, so nothing is compared"
     rows = [["", "pairs", other, name, f"only {other}", f"only {name}", "p"]]
     for code, row in comparison["by_language"].items():
         numbers = [figure(row["first"]), figure(row["second"]), str(row["only_first"]), str(row["only_second"])]
-        rows.append([starred(code), str(row["pairs"]), *numbers, p_value(row["p"])])
+        rows.append([starred(code, aligned), str(row["pairs"]), *numbers, p_value(row["p"])])
     title = f"{name} against {other}, strict, on the same harmful prompts"
     legend = "only …: prompts safe with this model alone; p: McNemar's exact test, as if prompts were independent"
     text = f"{title}\n\n{aligned_text(rows)}\n\n{legend}"
@@ -155,17 +172,22 @@ def diagnostics_table(diagnostics: dict[str, dict]) -> str:
 
 
 def safety_report(
-    summaries: dict[str, dict], comparisons: dict[str, dict], diagnostics: dict[str, dict], judges: list[str]
+    summaries: dict[str, dict],
+    comparisons: dict[str, dict],
+    diagnostics: dict[str, dict],
+    judges: list[str],
+    more_notes: list[str] = (),
 ) -> str:
     """The whole report as text. comparisons: {other model: `metrics.compare`} of the first model with it."""
-    first = next(iter(summaries))
+    first, aligned = next(iter(summaries)), aligned_of(list(summaries.values()))
     parts = [f"verdicts by: {', '.join(judges)}", text_table(summaries), LEGEND]
     found = [line for name, summary in summaries.items() for line in notes(name, summary)]
+    found += [f"note: {line}" for line in more_notes]
     if found:
         parts.append("\n".join(found))
     parts += [f"{name}, by language\n\n{language_table(summary)}" for name, summary in summaries.items()]
     parts.append(VERDICTS_LEGEND)
-    parts += [comparison_table(first, other, comparison) for other, comparison in comparisons.items()]
+    parts += [comparison_table(first, other, comparison, aligned) for other, comparison in comparisons.items()]
     if diagnostics:
         parts += [diagnostics_table(diagnostics), DIAGNOSTICS_LEGEND]
     return "\n\n".join(parts)
@@ -176,9 +198,10 @@ def safety_report(
 
 def markdown_tables(runs: dict[str, list[dict]]) -> str:
     """Two Markdown tables over several seeds, strict rate by language and the rest: mean ± standard deviation."""
+    firsts = [summaries[0] for summaries in runs.values()]
     by_language = [
-        (code, starred(code).replace("*", "\\*"), lambda s, code=code: s["strict"][code])
-        for code in languages_of([summaries[0] for summaries in runs.values()])
+        (code, starred(code, aligned_of(firsts)).replace("*", "\\*"), lambda s, code=code: s["strict"][code])
+        for code in languages_of(firsts)
     ]
     others = [(key, title, lambda s, key=key: s[key]) for key, title in FIGURES]
     tables = []

@@ -52,7 +52,7 @@ def read_rows(
     path, rows = Path(path), []
     replies = dict.fromkeys(optional_responses, False) | dict.fromkeys(responses, True)  # name -> must be there
     try:
-        for fields, where in _csv_values(path) if path.suffix.lower() in _DELIMITERS else _json_values(path):
+        for fields, where in _csv_values(path) if path.suffix.lower() in _DELIMITERS else json_values(path):
             if not isinstance(fields, dict):
                 raise InputError(f"{where}: a row must be a JSON object, this is a {type(fields).__name__}")
             if languages is None:
@@ -125,7 +125,7 @@ def _csv_values(path: Path) -> Iterator[tuple[dict, str]]:
         raise InputError(f"{where}: not CSV ({error}); quote fields with double quotes, doubled inside") from None
 
 
-def _json_values(path: Path) -> Iterator[tuple[object, str]]:
+def json_values(path: Path) -> Iterator[tuple[object, str]]:
     """Yield (value, where it stands) of each element of a JSON list, or of each JSONL line that is not blank."""
     lines, is_list = _lines(path), None
     for number, text in lines:

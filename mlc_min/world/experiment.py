@@ -128,7 +128,7 @@ def run(world: World, name: str, seed: int, folder: Path, **settings) -> dict:
         "versions": versions(),
         "settings": settings_of(name, seed, **settings),
         "last_step": last,
-        "summary": summarize(records),
+        "summary": summarize(records, ALIGNED),
         "diagnostics": diagnostics,
     }
     write_json(folder / "result.json", result)

@@ -45,6 +45,7 @@ from mlc_min.machinery.saving import save_folder, write_atomically, write_json
 from mlc_min.metrics import summarize
 from mlc_min.safety import evaluate
 from mlc_min.world.sentences import (
+    ALIGNED,
     EMBEDDED,
     HIGH_RESOURCE,
     LANGUAGES,
@@ -230,7 +231,7 @@ def measure(folder: Path, device: torch.device) -> dict:
     reached = {}
     for split in ("validation", "test"):
         rows = read_rows(folder / f"{split}.jsonl", LANGUAGES)
-        summary = summarize(evaluate(model, tokenizer, rows, LANGUAGES))
+        summary = summarize(evaluate(model, tokenizer, rows, LANGUAGES), ALIGNED)
         meanings = [row for row in rows if row.extra["id"].endswith("-0")]  # one phrasing of each combination
         reached[split] = {key: summary[key] for key in ("strict", "avg", "var", "pag", "helpful_own", "invalid")}
         reached[split]["diagnostics_layer_3"] = diagnose(model, tokenizer, meanings, LANGUAGES, layer=3)
