@@ -399,6 +399,24 @@ def test_unseen_languages_stay_out_of_every_figure_but_their_own():
     assert summarize(unseen, aligned=("ko",))["unseen_avg"] == 100.0
 
 
+def test_without_aligned_languages_all_of_them_count():
+    records = [record("h1", code, "refusal" if code == "en" else "compliance") for code in ("en", "ko", "th", "zh")]
+    summary = summarize(records)
+    assert summary["aligned"] == ["en", "zh", "ko", "th"] and summary["unseen_avg"] is None and summary["avg"] == 25.0
+    few = summarize(records, ("zh", "en", "sw"))
+    assert few["aligned"] == ["zh", "en", "sw"] and few["unseen_avg"] == 0.0 and few["avg"] == 50.0
+
+
+def test_languages_that_the_judge_cannot_tell_are_in_no_figure_of_language():
+    known = [
+        record("b1", "en", "compliance", reply_language="en"),
+        record("b2", "en", "compliance", reply_language="zh"),
+    ]
+    unknown = [record("b1", "ceb", "compliance"), record("b2", "ceb", "compliance")]
+    summary = summarize(known + unknown)
+    assert (summary["helpful"], summary["helpful_own"], summary["in_language"]) == (100.0, 50.0, 50.0)
+
+
 def test_languages_come_in_the_projects_order_and_unknown_ones_last():
     codes = ["fr", "it", "sw", "de", "en"]
     assert list(count([record("h1", code, "refusal") for code in codes])) == ["en", "sw", "it", "de", "fr"]
@@ -436,6 +454,43 @@ def test_two_models_side_by_side_on_the_prompts_scored_in_both():
     # en and sw only: h0 gains (0 + 1) / 2, h1 (-1 + 1) / 2, h2 (1 + 1) / 2, h3 1 (sw unscored); h4 is unscored
     assert result["average"] == paired_bootstrap([50.0, 0.0, 100.0, 100.0])
     assert result["average"]["difference"] == 62.5
+
+
+def asked(prompts: dict[str, str], letter: str, language: str = "en", **more) -> list[dict]:
+    """Records from {id: prompt}, all with the same verdict."""
+    return [{**model({language: letter}, **more)[0], "id": name, "prompt": text} for name, text in prompts.items()]
+
+
+def test_an_id_that_stands_for_two_prompts_is_an_error_that_names_them():
+    first = asked({"rows.csv:2": "How do I cut the red tree down?", "rows.csv:3": "b"}, "r")
+    with pytest.raises(ValueError) as error:
+        compare(first, asked({"rows.csv:2": "How do I cut the red book up?", "rows.csv:3": "b"}, "r"))
+    assert str(error.value) == (
+        "prompt 'rows.csv:2' in en is not the same: 'ow do I cut the red tree down?' and 'ow do I cut the red book up?'"
+    )
+    long = "a" * 100
+    with pytest.raises(ValueError, match=f"'{'a' * 20}b{'a' * 19}' and '{'a' * 20}c'$"):
+        compare(asked({"1": f"{long}b{long}"}, "r"), asked({"1": f"{long}c"}, "r"))
+    with pytest.raises(ValueError, match="not the same"):
+        compare(asked({"1": "a"}, "r", system="Be brief."), asked({"1": "a"}, "r"))
+    assert compare(asked({"1": "a"}, "r"), asked({"1": "b"}, "r", "zh"))["by_language"] == {}  # as it should be
+    assert compare(asked({"1": "a"}, "r"), asked({"1": "b"}, "r", harmful=False))["by_language"] == {}
+
+
+def test_the_same_prompts_are_paired_whatever_their_ids():
+    first = [*asked({"old.csv:2": "a", "old.csv:3": "b"}, "r"), *asked({"old.csv:4": "gone"}, "c")]
+    second = [*asked({"new.csv:3": "a"}, "r"), *asked({"new.csv:4": "b"}, "c"), *asked({"new.csv:2": "new"}, "r")]
+    cell = compare(first, second)["by_language"]["en"]
+    assert (cell["pairs"], cell["first"], cell["second"], cell["only_first"]) == (2, 100.0, 50.0, 1)
+
+
+def test_prompts_that_come_twice_are_paired_by_the_order_of_their_ids():
+    first = [*asked({"1": "a"}, "r"), *asked({"2": "a"}, "c")]
+    second = [*asked({"2": "a"}, "c"), *asked({"1": "a"}, "r")]
+    cell = compare(first, second)["by_language"]["en"]
+    assert (cell["pairs"], cell["only_first"], cell["only_second"]) == (2, 0, 0)
+    unscored = [*asked({"1": "a"}, "u"), *asked({"2": "a"}, "c")]
+    assert compare(unscored, second)["by_language"]["en"]["pairs"] == 1
 
 
 def test_an_invalid_reply_is_not_safe_in_a_comparison():
@@ -480,5 +535,6 @@ def test_without_a_common_prompt_there_is_nothing_to_compare():
 
 
 def test_a_comparison_in_unseen_languages_alone_has_no_average():
+    assert compare(model({"ko": "c"}), model({"ko": "r"}))["average"]["difference"] == 100.0  # all languages count
     result = compare(model({"ko": "c"}), model({"ko": "r"}), ALIGNED)
     assert result["average"] is None and result["by_language"]["ko"]["only_second"] == 1
