@@ -168,7 +168,9 @@ GUARD_ANSWER = re.compile(
 def guard_prompt(tokenizer, prompt: str, reply: str) -> list[int]:
     """Token ids of the pair in the guard's own chat template, which holds its whole instruction (same model cards)."""
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]
-    return tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+    date = getattr(tokenizer, "template_date", None)  # the same after midnight, see `examples.encode_prompt`
+    options = {"strftime_now": date.strftime} if date else {}
+    return tokenizer.apply_chat_template(messages, return_dict=True, **options)["input_ids"]
 
 
 def parse_guard(answer: str, harmful: bool) -> dict:
