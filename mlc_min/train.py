@@ -29,6 +29,7 @@ from mlc_min.machinery.models import (
     check_logits,
     fingerprint,
     freeze,
+    is_adapter_folder,
     load_model,
     pick_device,
     without_dropout,
@@ -86,7 +87,7 @@ def fit(
     state = read_checkpoint(checkpoint) if checkpoint and config.resume else None
     if state:
         restore(checkpoint, state, run, config, identity)
-    state = None  # its file is no longer needed
+    saved_at, state = run.step if state else None, None  # the state's file is no longer needed
     log = MetricsLog(path, run.step, config.steps, quiet, config.report_to, model.device)
     name = config.method + ("+mlc" if config.mlc_weight else "")
     steps = train(run, examples, config)
@@ -105,12 +106,13 @@ def fit(
             due = config.save_every and run.step % config.save_every == 0
             if checkpoint and (due or (stop and stop.signal)):
                 save_checkpoint(checkpoint, run, config, identity)
+                saved_at = run.step
             if stop and stop.signal:
                 print(f"stopped after step {run.step - 1}; {last_good(checkpoint)}", file=sys.stderr)
                 sys.exit(128 + stop.signal)
     except BrokenDown as error:
         raise InputError(f"{error}, or lower --learning_rate; {last_good(checkpoint)}") from None
-    if checkpoint and not due:  # so that what was trained is not lost if the model cannot be saved
+    if checkpoint and saved_at != run.step:  # so that what was trained is not lost if the model cannot be saved
         try:
             save_checkpoint(checkpoint, run, config, identity)
         except InputError as error:
@@ -239,6 +241,8 @@ def main() -> None:
     config = parse_settings(__doc__)
     print(config.described())
     device = pick_device(config.device)
+    if config.dtype == "auto":
+        config.dtype = "bfloat16" if device.type == "cuda" else "float32"
     rows, counts = select_rows(config)
     # Adapters are float32 of their own; weights that are not trained may stay in bfloat16, half the memory.
     weights = torch.bfloat16 if config.lora and config.dtype == "bfloat16" else torch.float32
@@ -254,7 +258,7 @@ def main() -> None:
     if config.epochs:
         config.steps = math.ceil(config.epochs * len(examples) / (config.batch_size * config.accumulation))
     record = record_of(config, device, counts)
-    output = usable_folder(config.output, "--output")
+    output = usable_folder(config.output, "--output", sum(p.nbytes for p in model.parameters()))
     if config.method == "dpo":  # before the adapters, of which the reference has none
         examples = with_cached_reference(config.reference_cache, model, examples, config)
     if config.lora:
@@ -263,6 +267,10 @@ def main() -> None:
     write_json(output / "run.json", record)
     with StopRequest() as stop:
         extractor, history = fit(config, model, examples, output, stop=stop)
+    if config.lora and is_adapter_folder(config.model):
+        # The new adapters would be loaded onto the model below the old ones: so what is saved is the whole model.
+        model, record["settings"]["lora"] = model.merge_and_unload(), 0
+        print(f"{output}/model: whole weights and no adapters, since {config.model} holds adapters itself")
     save_run(config, model, tokenizer, extractor, record, history)
     if not config.save_every:
         (output / "checkpoint.pt").unlink(missing_ok=True)  # it was there in case the save failed

@@ -364,11 +364,11 @@ def test_two_processes_train_what_one_does(kind, folder, few_rows, tmp_path, mon
         ("--method simpo", "--method simpo"),
         ("--use_cpu true --nonsense 1", "--nonsense"),
         ("--use_cpu true --train nothing.jsonl", "nothing.jsonl: "),
-        ("--use_cpu true --mlc_weight -1", "--mlc_weight -1.0: must not be negative"),
+        ("--use_cpu true --mlc_weight -1", "--mlc_weight -1.0: must be at least 0"),
         ("--use_cpu true --mlc_weight 1 --mlc_layer 9", "layer must lie between -5 and 4"),
         ("--use_cpu true --method sft --packing true", "packing"),
         ("--use_cpu true --use_liger_kernel true", "--use_liger_kernel"),
-        ("--use_cpu true --lora_alpha -1", "--lora_alpha -1: must not be negative"),
+        ("--use_cpu true --lora_alpha -1", "--lora_alpha -1: must be at least 0"),
         ('--use_cpu true --gradient_checkpointing_kwargs {"use_reentrant":true}', "use_reentrant"),
     ],
 )

@@ -61,8 +61,7 @@ def load_model(
             tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--chat_template {chat_template}: cannot be read ({first_line(error)})") from None
-    adapters = (Path(path) / "adapter_config.json").is_file()
-    if adapters:
+    if is_adapter_folder(path):
         model = merged_adapters(path, dtype, attention)
     else:
         model = load_weights(folder if options else path, dtype, attention, **options)
@@ -103,6 +102,11 @@ def load_weights(path: str | Path, dtype: torch.dtype, attention: str | None, **
         fresh.load_state_dict(model.state_dict())
         model = fresh
     return model
+
+
+def is_adapter_folder(path: str | Path) -> bool:
+    """Whether the folder holds adapters of peft in place of a model."""
+    return (Path(path) / "adapter_config.json").is_file()
 
 
 def merged_adapters(path: str | Path, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:

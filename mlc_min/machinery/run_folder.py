@@ -58,7 +58,7 @@ def model_card(config: TrainConfig, record: dict, history: list[dict]) -> str:
     )
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     load = f'AutoModelForCausalLM.from_pretrained("{config.output}/model")'
-    if config.lora:
+    if record["settings"]["lora"]:
         load = f'AutoPeftModelForCausalLM.from_pretrained("{config.output}/model")  # from peft'
     last = {name: value for metrics in history for name, value in metrics.items()}
     shown = ("align_loss", "accuracy", "margin", "mlc_floor", "mlc_loss", "mlc_ceiling", "mlc_shuffled", "retrieval")

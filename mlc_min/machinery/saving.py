@@ -70,10 +70,11 @@ def save_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def usable_folder(folder: str | Path, flag: str) -> Path:
+def usable_folder(folder: str | Path, flag: str, needed: int = 0) -> Path:
     """The folder, made if need be and tried by writing a file: before hours of work and not after them.
 
-    Raises InputError if that cannot be done, with the flag that it was given by.
+    Raises InputError if that cannot be done, or if there is no room for the `needed` bytes; with the flag that the
+    folder was given by.
     """
     folder = Path(folder)
     try:
@@ -84,4 +85,8 @@ def usable_folder(folder: str | Path, flag: str) -> Path:
     except OSError as error:
         reason = error.strerror or first_line(error)
         raise InputError(f"{flag} {folder}: cannot be written to ({reason}); give another folder") from None
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        room = f"{free / 1e9:.1f} GB are free and {needed / 1e9:.1f} needed"
+        raise InputError(f"{flag} {folder}: {room}; make room, or give another folder")
     return folder

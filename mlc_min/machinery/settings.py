@@ -19,7 +19,7 @@ from mlc_min.world.sentences import ALIGNED, EMBEDDED
 PAPER = dict(
     method="dpo", beta=0.1, sft_weight=0.0, mlc_weight=0.8, mlc_tau=0.2, mlc_form="official", mlc_layer=-1, mlc_every=2,
     mlc_parts=4, consistency="mlc", extractor="learned", extractor_dim=512, freeze="", learning_rate=6e-7, warmup=0.1,
-    weight_decay=0.0, max_grad_norm=1.0, epochs=3.0, batch_size=1, accumulation=32, max_length=1024, dtype="bfloat16",
+    weight_decay=0.0, max_grad_norm=1.0, epochs=3.0, batch_size=1, accumulation=32, max_length=1024, dtype="auto",
 )  # fmt: skip
 # The defaults below and the MLC loss of the main job: for the embedded model, which is too small for the paper's.
 PRESETS = {"embedded": dict(mlc_weight=6.0, mlc_tau=0.5, mlc_layer=3), "paper": PAPER}
@@ -106,9 +106,10 @@ class TrainConfig:
     group_by_length: bool = setting(False, "batches of rows of similar length: less padding, less random an order")
     # the machine
     device: str = setting("auto", "auto, cpu or cuda")
-    dtype: Literal["float32", "bfloat16"] = setting(
-        "float32", "of the arithmetic: float32 or bfloat16 [bfloat16]; weights stay float32"
-    )
+    dtype: Literal["float32", "bfloat16", "auto"] = setting(
+        "float32", "of the arithmetic [bfloat16]; auto, in --preset paper: bfloat16 on a GPU, float32 on a CPU, where "
+        "bfloat16 is slower; weights stay float32",
+    )  # fmt: skip
     gradient_checkpointing: bool = setting(False, "less memory, one more forward pass")
     attention: str = setting("", "attention backend of transformers, such as eager or sdpa; empty: its own choice")
     reference_cache: str = setting("runs/reference", "folder of reference log-probs, reused for same model and data")
