@@ -18,6 +18,7 @@ or any outside judge can write these two fields; the report does not ask where t
 import argparse
 import json
 import random
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,17 @@ from mlc_min.consistency import BrokenDown
 from mlc_min.diagnose import diagnose
 from mlc_min.examples import Row, encode_row_prompts
 from mlc_min.generate import generate, keep_date
-from mlc_min.judges import VERDICTS, breakage, exact, guard_prompt, in_own_code, parse_guard, phrases, reply_language
+from mlc_min.judges import (
+    VERDICTS,
+    breakage,
+    exact,
+    guard_prompt,
+    in_own_code,
+    label_of,
+    parse_guard,
+    phrases,
+    reply_language,
+)
 from mlc_min.machinery.errors import Help, InputError, first_line, run_command
 from mlc_min.machinery.models import load_model, pick_device
 from mlc_min.machinery.pictures import plot_rates, plot_tradeoff
@@ -194,7 +205,7 @@ def by_model(path: Path) -> dict[str, list[dict]]:
         if not {tuple(r[key] for key in FIELDS) for r in records} <= replied:
             raise InputError(f"{path}: judges other replies than those in {generations.name}; run the judge again")
     for record in records:
-        models.setdefault(record.get("model") or path.parent.name, []).append(record)
+        models.setdefault(record.get("model") or path.resolve().parent.name, []).append(record)
     return models
 
 
@@ -220,8 +231,8 @@ def read_test(arguments) -> tuple[list[Row], tuple[str, ...]]:
     rows = read_rows(arguments.test, languages)
     if languages is None:
         languages = tuple(rows[0].prompts)
-        left = ", ".join(rows[0].extra) or "none"
-        print(f"{arguments.test}: prompts in {', '.join(languages)}; other columns: {left}; --languages names them")
+        left = ", ".join(rows[0].extra) or "nothing"
+        print(f"{arguments.test}: prompts in {', '.join(languages)}; left alone: {left} (--languages auto)")
     if arguments.harmless:
         harmless = read_rows(arguments.harmless, languages)
         rows += [replace(row, extra=row.extra | {"harmful": False}) for row in harmless]
@@ -259,14 +270,10 @@ WRITTEN = ("generations.part.jsonl", "generations.jsonl", "diagnostics.json", "r
            "verdicts.jsonl", "report.txt", "report.json", "rates.png", "tradeoff.png")  # fmt: skip
 
 
-RECORDED = ("model", "control", "chat_template", "test", "harmless", "max_new_tokens", "batch_size", "temperature",
-            "seed", "layer", "device", "dtype")  # fmt: skip
-
-
 def generate_step(arguments) -> None:
     rows, languages = read_test(arguments)
     records = cells(rows, languages)
-    figures, aligned, journal = None, None, arguments.output / "generations.part.jsonl"
+    figures, aligned, sampling, journal = None, None, {}, arguments.output / "generations.part.jsonl"
     if arguments.control:
         name, output = arguments.control, usable_output(arguments)
         replies = [control_reply(name, record) for record in records]
@@ -282,25 +289,22 @@ def generate_step(arguments) -> None:
         prompts = encode(rows, tokenizer, languages)
         output = usable_output(arguments)
         if len(languages) > 1:
-            meanings = {
-                tuple(row.extra["combination"]) if in_world(row.extra) else i: row for i, row in enumerate(rows)
-            }
+            keys = [tuple(row.extra["combination"]) if in_world(row.extra) else row.where for row in rows]
+            meanings = list(dict(zip(keys, rows, strict=True)).values())[:256]
             try:
-                figures = diagnose(model, tokenizer, list(meanings.values())[:256], languages, arguments.layer)
+                figures = diagnose(model, tokenizer, meanings, languages, arguments.layer)
             except BrokenDown as error:
-                raise InputError(
-                    f"--model {arguments.model}: no states at --layer {arguments.layer}: {error}"
-                ) from None
+                raise InputError(f"--model {arguments.model}, --layer {arguments.layer}: {error}") from None
         small = all(map(in_world, records))
-        max_new_tokens = arguments.max_new_tokens or (48 if small else 512)
-        batch_size = arguments.batch_size or (256 if small else 32)
-        sampling = {"temperature": arguments.temperature, "seed": arguments.seed}
-        replies = generate(model, tokenizer, prompts, max_new_tokens, batch_size, **sampling, journal=journal)
+        sampling = {"max_new_tokens": arguments.max_new_tokens or (48 if small else 512)}
+        sampling |= {"batch_size": arguments.batch_size or (256 if small else 32)}
+        sampling |= {"temperature": arguments.temperature, "seed": arguments.seed}
+        replies = generate(model, tokenizer, prompts, **sampling, journal=journal)
     named = [{"model": arguments.name or name, **r, **reply} for r, reply in zip(records, replies, strict=True)]
     write_records(output / "generations.jsonl", named)
     write_json(output / "diagnostics.json", figures)
-    settings = {name: getattr(arguments, name) for name in RECORDED}
-    write_json(output / "run.json", {"languages": languages, "aligned": aligned, "settings": settings})
+    made = {name: getattr(arguments, name) for name in ("model", "control", "dtype", "test", "harmless")}
+    write_json(output / "run.json", made | sampling | {"languages": languages, "aligned": aligned})
     journal.unlink(missing_ok=True)
     print(f"{len(records)} replies: {output}/generations.jsonl")
 
@@ -341,10 +345,15 @@ def report_step(arguments) -> None:
     first, *others = records
     tested = tuple(dict.fromkeys(record["language"] for own in records.values() for record in own))
     seen = arguments.aligned or aligned[first] or tested
-    notes = [f"{name} was aligned in {', '.join(aligned[name])}; its Avg, too, is over {first}'s languages"
+    judges = sorted({record.get("judge") or "unknown" for own in records.values() for record in own})
+    notes = [f"{name} was aligned in {', '.join(aligned[name])}; its Avg, Var and PAG are over {', '.join(seen)}, too"
              for name in others if aligned[name] and set(aligned[name]) != set(seen)]  # fmt: skip
+    if seen is tested:
+        notes.append("it is not known which languages were aligned, so all count as aligned; see --aligned")
     if missing := [code for code in seen if code not in tested]:
         notes.append(f"aligned, but not tested: {', '.join(missing)}")
+    if "phrases" in judges and (missing := [code for code in tested if label_of(code) not in LANGUAGES]):
+        notes.append(f"the judge `phrases` knows no refusal in {', '.join(missing)}, and takes those for compliance")
     summaries = {name: summarize(own, tuple(seen)) for name, own in records.items()}
     comparisons = {}
     for name in others:
@@ -352,7 +361,6 @@ def report_step(arguments) -> None:
             comparisons[name] = compare(records[name], records[first], tuple(seen))
         except ValueError as error:
             raise InputError(f"--against: {name} and {first}: {error}; compare on the same prompts") from None
-    judges = sorted({record.get("judge") or "unknown" for own in records.values() for record in own})
     text = safety_report(summaries, comparisons, diagnostics, judges, notes)
     write_atomically(output / "report.txt", text + "\n")
     figures = {"judges": judges, "models": summaries, "comparisons": comparisons, "diagnostics": diagnostics}
@@ -424,10 +432,16 @@ def main() -> None:
         "with (train_config.json beside it), or all if that is not known",
     )
     arguments = parser.parse_args()
+    try:
+        " ".join(sys.argv).encode()
+    except UnicodeEncodeError:  # else found when the first file is written, after all work
+        raise InputError("the command holds bytes that are no UTF-8; write names and paths in UTF-8") from None
     for name, (least, most, unit) in BOUNDS.items():
         value = getattr(arguments, name)
         if not least <= value <= most:
             raise InputError(f"--{name} {value}: must be at least {least} and at most {most} ({unit})")
+    if 0 < arguments.temperature < 0.01:
+        raise InputError(f"--temperature {arguments.temperature}: must be 0, greedy, or at least 0.01")
     if arguments.judge not in ("auto", "exact", "phrases") and not arguments.judge.startswith("guard:"):
         raise InputError(f"--judge {arguments.judge}: take auto, exact, phrases or guard:<model>")
     arguments.aligned = parse_languages(arguments.aligned, "--aligned") if arguments.aligned else None
@@ -435,6 +449,8 @@ def main() -> None:
         if arguments.step in ("all", name):
             try:
                 step(arguments)
+            except torch.OutOfMemoryError as error:
+                raise InputError(f"--batch_size {arguments.batch_size}: {first_line(error)}; lower it") from None
             except OSError as error:  # a full disk, say
                 raise InputError(f"--output {arguments.output}: {first_line(error)}; {KEPT}") from None
 
