@@ -101,6 +101,32 @@ def test_notes_say_what_a_rate_does_not():
     assert "a model that refuses everything would look perfect" in notes("m", good | {"over_refusal": None})[0]
 
 
+def test_a_note_names_the_languages_that_the_judge_cannot_tell():
+    def told(*known: int) -> dict:
+        cells = [{"language_known": number} for number in known]
+        return summary(95.0, 90.0) | {"counts": {"en": {"harmful": cells[0]}, "ceb": {"harmful": cells[1]}}}
+
+    assert notes("m", told(3, 0)) == [
+        "note: m: in-lang leaves out ceb: the judge cannot tell whether a reply is in that language"
+    ]
+    assert notes("m", told(3, 1)) == notes("m", told(0, 0)) == []  # nobody looked: in-lang has no figure at all
+
+
+def test_stars_are_those_of_the_aligned_languages_and_older_summaries_have_the_embedded_worlds(records):
+    both = summarize(records)
+    assert "ko*" not in text_table({"m": both}) + language_table(both)
+    korean = summarize(records, ("ko",))
+    assert "en*" in text_table({"m": korean}) and "ko*" not in text_table({"m": korean})
+    assert "en\\*" in markdown_tables({"m": [korean]}) and "en*" in language_table(korean)
+    older = {name: value for name, value in korean.items() if name != "aligned"}
+    assert "ko*" in text_table({"m": older}) and "en*" not in text_table({"m": older})
+
+
+def test_without_a_common_prompt_there_is_a_line_and_no_table():
+    text = comparison_table("a", "b", {"by_language": {}, "average": None}, ["en"])
+    assert text == "a against b: no harmful prompt in common that both were scored on, so nothing is compared"
+
+
 def test_a_comparison_names_both_models_and_the_p_values():
     row = dict(pairs=10, first=10.0, second=90.0, only_first=1, only_second=9, p=0.021484375)
     average = dict(difference=40.0, low=12.34, high=61.0, p=0.0001, units=25)
@@ -145,6 +171,57 @@ def test_the_pictures_are_the_same_bytes_for_the_same_figures_and_others_for_oth
             plot(shown, tmp_path / f"{name}.png")
         a, b, c = [(tmp_path / f"{name}.png").read_bytes() for name in "abc"]
         assert a == b != c, plot.__name__
+
+
+def texts_of(canvas) -> list[str]:
+    """All that a picture says, as Matplotlib shows it."""
+    from matplotlib.text import Text
+
+    return [one._preprocess_math(one.get_text())[0] for one in canvas.findobj(Text)]
+
+
+def test_the_pictures_show_the_stars_and_every_name_letter_by_letter(tmp_path, records, monkeypatch):
+    shown: list = []
+    monkeypatch.setattr("mlc_min.machinery.pictures._save", lambda canvas, path: shown.append(canvas))
+    names = ("_hidden", "a $x^{ b", "$a$")
+    runs = {name: [summarize(records, ("en",))] for name in names}
+    plot_rates(runs, tmp_path / "a.png")
+    plot_tradeoff(runs, tmp_path / "b.png")
+    plot_spectra(dict.fromkeys(names, DIAGNOSTICS), tmp_path / "c.png")
+    for canvas in shown:
+        canvas.canvas.draw()
+    rates, tradeoff, spectra = ([text.strip() for text in texts_of(canvas)] for canvas in shown)
+    assert {*names, "English", "Korean*", "* never seen in alignment"} <= set(rates)
+    assert all(any(text.startswith(f"{name}, ") for text in tradeoff) for name in names)
+    assert set(names) <= set(spectra)
+    plot_rates({"m": [summarize(records)]}, tmp_path / "a.png")
+    assert "Korean" in (again := texts_of(shown[-1])) and "* never seen in alignment" not in again
+    (shaded,) = shown[0].axes[0].patches
+    assert shaded.get_x() == 0.5  # Korean stands second
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, records, monkeypatch):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+
+    def full(self, place, **settings):
+        place.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    with pytest.raises(OSError, match="no space"):
+        plot_rates({"a": [summarize(records)]}, path)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_replies_whose_language_cannot_be_told_have_no_marker_below(tmp_path, records, monkeypatch):
+    shown: list = []
+    monkeypatch.setattr("mlc_min.machinery.pictures._save", lambda canvas, path: shown.append(canvas))
+    known = [record for record in records if record["language"] == "en"]
+    unknown = [{k: v for k, v in r.items() if k != "reply_language"} for r in records if r["language"] == "ko"]
+    plot_rates({"m": [summarize(known + unknown)]}, tmp_path / "a.png")
+    upper, lower = shown[0].axes
+    assert [len(axes.containers[0].lines[0].get_xdata()) for axes in (upper, lower)] == [2, 1]
 
 
 def test_pictures_without_harmless_prompts_are_drawn_too(tmp_path, records):

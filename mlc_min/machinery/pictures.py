@@ -79,7 +79,7 @@ def _strict(summary: dict, language: str) -> tuple[float, float, float] | None:
 
 def _answered(summary: dict, language: str) -> tuple[float, float, float] | None:
     cell = summary["counts"].get(language, {}).get("harmless")
-    if not cell or not scored(cell):
+    if not cell or not scored(cell) or not cell["language_known"]:
         return None
     return (100 * cell["answered_in_language"] / scored(cell), *wilson(cell["answered_in_language"], scored(cell)))
 
