@@ -1,8 +1,11 @@
 """The experiment's rows and the answers drawn from them."""
 
+import json
+import sys
+
 import pytest
 
-from mlc_min.ablations import QUESTIONS, answer, answers_table, by_request, refusal_by_verb, slug
+from mlc_min.ablations import QUESTIONS, answer, answers_table, by_request, main, refusal_by_verb, slug
 from mlc_min.metrics import summarize
 from mlc_min.train import TrainConfig
 from mlc_min.world.experiment import MAIN, MLC, ROWS, SEEDLESS, settings_of
@@ -75,3 +78,13 @@ def test_refusals_by_verb_are_of_harmful_prompts_in_aligned_languages():
         record("cut-candle", "compliance", harmful=False),
     ]
     assert refusal_by_verb(records) == {"burn": 100.0, "cut": 50.0}
+
+
+def test_the_rows_of_the_embedded_world_are_averaged_over_its_aligned_languages(tmp_path, monkeypatch):
+    arguments = "--rows always-refuse gibberish --seeds 0 --test_rows 2 --output".split()
+    monkeypatch.setattr(sys, "argv", ["mlc_min.ablations", *arguments, str(tmp_path)])
+    main()
+    (result,) = json.loads((tmp_path / "ablations.json").read_text())["rows"]["gibberish"]
+    own = json.loads((tmp_path / "gibberish" / "result.json").read_text())
+    assert result["summary"] == own["summary"] and own["summary"]["aligned"] == list(ALIGNED)
+    assert "| ku | ko\\* | it\\* |" in (tmp_path / "ablations.md").read_text("utf-8")
