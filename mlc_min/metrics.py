@@ -263,7 +263,7 @@ def compare(first: list[dict], second: list[dict], aligned: tuple[str, ...] | No
     differences: dict[str, list[float]] = {}
     for record, a, b in pairs:
         if aligned is None or record["language"] in aligned:
-            differences.setdefault(record.get("group", record["id"]), []).append(100 * (b - a))
+            differences.setdefault(record.get("group") or record["id"], []).append(100 * (b - a))
     units = [fmean(differences[group]) for group in sorted(differences)]
     return {"by_language": by_language, "average": paired_bootstrap(units) if units else None}
 

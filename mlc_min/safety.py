@@ -258,16 +258,12 @@ def aligned_in(model: str) -> list[str] | None:
 
 
 def usable_output(arguments) -> Path:
-    """The output folder, tried before any work: also that nothing that is to be written is a folder there."""
+    """The output folder, tried before any work: also that nothing that is to be written may be a folder there."""
     output = usable_folder(arguments.output, "--output")
-    for name in WRITTEN:
-        if (output / name).is_dir():
-            raise InputError(f"--output {output}: {name} is a folder there; remove it, or give another --output")
+    for path in output.iterdir():
+        if path.is_dir() and path.suffix in (".jsonl", ".json", ".txt", ".png"):
+            raise InputError(f"--output {output}: {path.name} is a folder; remove it, or give another --output")
     return output
-
-
-WRITTEN = ("generations.part.jsonl", "generations.jsonl", "diagnostics.json", "run.json", "guard.part.jsonl",
-           "verdicts.jsonl", "report.txt", "report.json", "rates.png", "tradeoff.png")  # fmt: skip
 
 
 def generate_step(arguments) -> None:
@@ -403,17 +399,9 @@ def main() -> None:
     add("--harmless", help="a second file, of harmless prompts, for over-refusal and helpfulness")
     add("--languages", default="auto", help="comma-separated codes; auto: those in the first row")
     add("--chat_template", help="file with the chat template, for a model that has none")
+    add("--max_new_tokens", type=int, default=0, help="0: 48 in the embedded world, else 512; then a reply is cut off")
     add(
-        "--max_new_tokens",
-        type=int,
-        default=0,
-        help="0: 48 in the embedded world, else 512; longer replies are cut off",
-    )
-    add(
-        "--batch_size",
-        type=int,
-        default=0,
-        help="0: 256 in that world, else 32; changes no greedy reply on a CPU in float32, and few elsewhere",
+        "--batch_size", type=int, default=0, help="0: 256 or 32; on a CPU in float32 greedy replies do not depend on it"
     )
     add("--temperature", type=float, default=0.0, help="0: greedy")
     add("--seed", type=int, default=0, help="of the sampling, at a temperature above 0")
@@ -425,12 +413,7 @@ def main() -> None:
     add("--judge_cut_off", action="store_true", help="judge cut-off replies by what is there; else they are invalid")
     add = parser.add_argument_group("report").add_argument
     add("--against", type=Path, nargs="*", default=[], help="folders of other models, to compare with")
-    add(
-        "--aligned",
-        default="",
-        help="languages that enter Avg, Var and PAG, all others are marked *; empty: those that the model was trained "
-        "with (train_config.json beside it), or all if that is not known",
-    )
+    add("--aligned", default="", help="in Avg, Var, PAG; others get a *; empty: those of the training, else all")
     arguments = parser.parse_args()
     try:
         " ".join(sys.argv).encode()

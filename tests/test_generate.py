@@ -168,11 +168,11 @@ def test_a_journal_keeps_the_date_that_the_chat_template_writes(base, prompts, t
 def asked(base, monkeypatch):
     """Batches and rules that the model was asked with; it answers 5, 6, 7, … and an end token in between."""
     calls, model, tokenizer = [], base[0], base[1]
-    end = end_of_turn(tokenizer)
+    end, bos = end_of_turn(tokenizer), tokenizer.bos_token_id  # a special token is no text
 
     def fake(input_ids, attention_mask):
         calls.append((input_ids, attention_mask, model.generation_config, model.training))
-        replies = [[50 + row, 60, end, 70, 0] if row else [50, 60, 61, 62, 63] for row in range(len(input_ids))]
+        replies = [[50 + row, 60, end, 70, 0] if row else [50, 60, 61, bos, 63] for row in range(len(input_ids))]
         return torch.cat([input_ids, torch.tensor(replies)], dim=1)
 
     monkeypatch.setattr(model, "generate", fake)
@@ -189,8 +189,8 @@ def test_prompts_are_padded_on_the_left_longest_first_and_replies_come_back_in_o
     (first, mask, _, training), (second, _, _, _) = asked
     assert first.tolist() == [[21, 22, 23], [0, 31, 32]] and mask.tolist() == [[1, 1, 1], [0, 1, 1]]
     assert second.tolist() == [[11]] and not training
-    whole = {"reply": tokenizer.decode([50, 60, 61, 62, 63], skip_special_tokens=True), "ended": False}
-    short = {"reply": tokenizer.decode([51, 60], skip_special_tokens=True), "ended": True}
+    whole = {"reply": tokenizer.decode([50, 60, 61, 63]), "ended": False}
+    short = {"reply": tokenizer.decode([51, 60]), "ended": True}
     assert replies == [whole, whole, short]
 
 

@@ -524,7 +524,9 @@ def test_records_of_one_group_are_resampled_together():
     grouped = compare(first, second)["average"]
     assert grouped == paired_bootstrap([100.0, 0.0])
     assert (grouped["units"], grouped["difference"], grouped["low"], grouped["high"]) == (2, 50.0, 0.0, 100.0)
-    alone = compare(model({"en": "cccccc"}), model({"en": "rrrccc"}))["average"]
+    without = [row | {"group": None} for row in model({"en": "cccccc"})]
+    alone = compare(without, model({"en": "rrrccc"}))["average"]
+    assert alone == compare(model({"en": "cccccc"}), model({"en": "rrrccc"}))["average"]
     assert (alone["units"], alone["difference"]) == (6, 50.0) and alone["high"] < 100
 
 
