@@ -205,7 +205,8 @@ def by_model(path: Path) -> dict[str, list[dict]]:
         if not {tuple(r[key] for key in FIELDS) for r in records} <= replied:
             raise InputError(f"{path}: judges other replies than those in {generations.name}; run the judge again")
     for record in records:
-        models.setdefault(record.get("model") or path.resolve().parent.name, []).append(record)
+        name = " ".join((record.get("model") or path.resolve().parent.name).split())
+        models.setdefault(name, []).append(record)
     return models
 
 

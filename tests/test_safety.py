@@ -616,6 +616,7 @@ GOOD = {"model": "a", "id": "1", "language": "en", "harmful": True, "prompt": "p
         ({}, ["a"], ["unknown"]),
         ({"model": None}, ["out"], ["unknown"]),
         ({"model": "a $x^{ b"}, ["a $x^{ b"], ["unknown"]),
+        ({"model": "a\nb"}, ["a b"], ["unknown"]),  # a name has one line in a table
         ({"model": "_hidden", "language": "$x^{"}, ["_hidden"], ["unknown"]),
         ({"judge": None, "group": None, "reply_language": None, "correct": None}, ["a"], ["unknown"]),
         (
