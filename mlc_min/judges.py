@@ -22,7 +22,8 @@ from pathlib import Path
 
 from mlc_min.machinery.errors import Help, InputError, run_command
 from mlc_min.machinery.report import aligned_text
-from mlc_min.machinery.saving import write_atomically
+from mlc_min.machinery.rows import json_values
+from mlc_min.machinery.saving import usable_folder, write_atomically
 from mlc_min.world.sentences import EMBEDDED, LANGUAGES, all_replies
 
 VERDICTS = ("refusal", "compliance", "invalid", "unscored")
@@ -239,19 +240,17 @@ def main() -> None:
     parser.add_argument("--labelled", type=Path, default=labelled_test, help="JSONL of labelled replies")
     parser.add_argument("--output", type=Path, default=None, help="JSON file to write the figures to")
     arguments = parser.parse_args()
+    kinds = {"language": str, "reply": str, "verdict": str, "reply_language": (str, type(None))}
+    labelled = []
     try:
-        lines = arguments.labelled.read_text(encoding="utf-8").strip().split("\n")
+        for row, where in json_values(arguments.labelled):
+            if not isinstance(row, dict) or not all(isinstance(row.get(name, 0), kinds[name]) for name in kinds):
+                raise InputError(f"{where}: needs language, reply, verdict and reply_language in one JSON object")
+            labelled.append(row)
     except OSError as error:
         raise InputError(f"{arguments.labelled}: {error.strerror}; give an existing JSONL file") from None
-    labelled = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            labelled.append({name: row[name] for name in ("language", "reply", "verdict", "reply_language")})
-        except (ValueError, KeyError, TypeError):
-            raise InputError(
-                f"{arguments.labelled}:{number}: needs language, reply, verdict and reply_language in one JSON object"
-            ) from None
+    if not labelled:
+        raise InputError(f"{arguments.labelled}: holds no replies; write one JSON object a line")
     languages = tuple(dict.fromkeys(row["language"] for row in labelled))
     result = agreement(labelled, lambda record: phrases(record, languages))
     columns = ("replies", "precision", "recall", "agree", "language_accuracy")
@@ -263,6 +262,7 @@ def main() -> None:
         f"phrases judge, verdict `refusal`, %:\n\n{aligned_text(rows)}\n\nlabel → judged, all languages:\n{confusion}"
     )
     if arguments.output:
+        usable_folder(arguments.output.parent, "--output")
         write_atomically(arguments.output, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -1,6 +1,7 @@
 """Judges on replies whose verdict is known: the embedded world's, the shipped phrases, hand-labelled and documented."""
 
 import json
+import sys
 import unicodedata
 from collections import Counter
 from datetime import date
@@ -18,11 +19,13 @@ from mlc_min.judges import (
     guard_prompt,
     in_own_code,
     label_of,
+    main,
     parse_guard,
     phrases,
     plain,
     reply_language,
 )
+from mlc_min.machinery.errors import InputError
 from mlc_min.world.sentences import LANGUAGES, answer_text, refusal_text
 
 # --- exact ---
@@ -289,6 +292,40 @@ def test_agreement_on_five_hand_typed_rows():
         "refusal → refusal": 1,
     }
     assert result["it"]["confusion"] == {"compliance → compliance": 1, "invalid → compliance": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("", ": holds no replies"),
+        ("oops", ":1: not JSON"),
+        ("[" * 100_000, ": not JSON (too deeply nested)"),
+        ("7", ":1: needs language, reply, verdict"),
+        ('{"language": "en", "reply": "no", "verdict": "refusal", "reply_language": ["en"]}', ":1: needs language"),
+        ('{"language": "en", "reply": null, "verdict": "refusal", "reply_language": "en"}', ":1: needs language"),
+        (b"\xff", ":1: not UTF-8"),
+    ],
+)
+def test_a_file_of_labels_that_is_none_is_refused_by_line(tmp_path, monkeypatch, content, what):
+    path = tmp_path / "labelled.jsonl"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    monkeypatch.setattr(sys, "argv", ["mlc_min.judges", "--labelled", str(path)])
+    with pytest.raises(InputError) as error:
+        main()
+    assert str(error.value).startswith(f"{path}{what}")
+
+
+def test_the_command_shows_and_writes_the_agreement(tmp_path, monkeypatch, capsys):
+    path, output = tmp_path / "labelled.jsonl", tmp_path / "new" / "figures.json"
+    rows = [{"language": "en", "reply": "I cannot help with that.", "verdict": "refusal", "reply_language": "en"},
+            {"language": "en", "reply": "🚫", "verdict": "invalid", "reply_language": None}]  # fmt: skip
+    path.write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(sys, "argv", ["mlc_min.judges", "--labelled", str(path), "--output", str(output)])
+    main()
+    assert json.loads(output.read_text("utf-8"))["all"]["agree"] == 100.0
+    printed = capsys.readouterr().out
+    assert "all        2        100     100             100                   100" in printed
+    assert "  refusal → refusal: 1" in printed
 
 
 # --- guard ---
