@@ -90,25 +90,30 @@ def fit(
     saved_at, state = run.step if state else None, None  # the state's file is no longer needed
     log = MetricsLog(path, run.step, config.steps, quiet, config.report_to, model.device)
     name = config.method + ("+mlc" if config.mlc_weight else "")
-    steps = train(run, examples, config)
-    progress = tqdm(steps, name, config.steps, leave=False, disable=quiet, initial=run.step)
+    steps, last = train(run, examples, config), config.steps - 1
     try:
-        for figures in progress:
+        for step in tqdm(range(run.step, config.steps), name, config.steps, False, disable=quiet, initial=run.step):
+            is_logged = step % config.log_every == 0 or step == last
+            shown = {}
+            if is_logged and probe:  # before the step, as its losses are
+                try:
+                    with arithmetic(model, config):
+                        shown = probe_figures(model, run.extractor, probe, config)
+                except BrokenDown:
+                    pass  # the step itself will say so, with its rows
+            figures = next(steps) | shown
             rows, uses_mlc = figures.pop("rows"), figures.pop("uses_mlc")
             log.tokens += sum(token_count(row, config.method, uses_mlc) for row in rows)
-            if figures["step"] == 0 and config.method == "dpo":
+            if step == 0 and config.method == "dpo":
                 check_start(figures["align_loss"].item(), config)
-            if figures["step"] % config.log_every == 0 or run.step == config.steps:
-                if probe:
-                    with arithmetic(model, config):
-                        figures |= probe_figures(model, run.extractor, probe, config)
+            if is_logged:
                 log.write({key: value.item() if torch.is_tensor(value) else value for key, value in figures.items()})
             due = config.save_every and run.step % config.save_every == 0
             if checkpoint and (due or (stop and stop.signal)):
                 save_checkpoint(checkpoint, run, config, identity)
                 saved_at = run.step
             if stop and stop.signal:
-                print(f"stopped after step {run.step - 1}; {last_good(checkpoint)}", file=sys.stderr)
+                print(f"stopped after step {step}; {last_good(checkpoint)}", file=sys.stderr)
                 sys.exit(128 + stop.signal)
     except BrokenDown as error:
         raise InputError(f"{error}, or lower --learning_rate; {last_good(checkpoint)}") from None

@@ -1,9 +1,13 @@
 """A run that is killed, stopped, starved of disk or fed nonsense: nothing saved is lost, and resumed it ends alike."""
 
+import copy
+import dataclasses
+import datetime
 import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -14,17 +18,17 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mlc_min import loop
-from mlc_min.examples import encode_rows
-from mlc_min.machinery import checkpoint
+from mlc_min.examples import Example, encode_rows
+from mlc_min.machinery import checkpoint, saving
 from mlc_min.machinery.errors import InputError, run_command
 from mlc_min.machinery.models import load_model
 from mlc_min.machinery.reference_cache import with_cached_reference
 from mlc_min.machinery.rows import read_rows
 from mlc_min.machinery.settings import TrainConfig
-from mlc_min.train import main
+from mlc_min.train import fit, main
 from mlc_min.world.sentences import EMBEDDED
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -205,6 +209,129 @@ def test_no_part_of_the_package_can_load_a_pickle():
         assert text.count("torch.load(") == text.count("weights_only=True"), path.name
 
 
+def test_a_half_written_last_line_of_the_log_does_not_stop_a_resume(few, tmp_path, monkeypatch):
+    output = tmp_path / "run"
+    in_process(monkeypatch, few, output, "--steps", 4)
+    log = output / "train_log.jsonl"
+    log.write_bytes(log.read_bytes()[:-60])
+    in_process(monkeypatch, few, output, "--steps", 4, "--resume", "true")
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [0, 1, 2]
+    log.write_text("nonsense\n" + log.read_text())
+    with pytest.raises(InputError, match=r"train_log.jsonl:1: not a line of the log"):
+        in_process(monkeypatch, few, output, "--steps", 4, "--resume", "true")
+
+
+def test_a_run_goes_on_with_its_own_model_and_rows_only(few, tmp_path, monkeypatch):
+    output, model = tmp_path / "run", tmp_path / "model"
+    shutil.copytree(EMBEDDED / "model", model)
+    embedded = ("--preset", "embedded", "--steps", 3, "--model", model)
+    rows = Path(shutil.copy(few, tmp_path))
+    in_process(monkeypatch, rows, output, *embedded)
+    content = rows.read_text("utf-8")
+    rows.write_text(content.split("\n", 1)[1], "utf-8")
+    with pytest.raises(InputError, match="was made with other rows than"):
+        in_process(monkeypatch, rows, output, *embedded, "--resume", "true")
+    rows.write_text(content, "utf-8")
+    weights = load_file(model / "model.safetensors")
+    weights["model.embed_tokens.weight"][5, 7] += 1e-3  # frozen, so it is in no checkpoint
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="was made from another model than"):
+        in_process(monkeypatch, rows, output, *embedded, "--resume", "true")
+
+
+def test_a_model_that_cannot_be_saved_leaves_a_checkpoint_that_saves_it_later(few, undisturbed, tmp_path, monkeypatch):
+    output = tmp_path / "run"
+
+    def full_disk(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(InputError) as error:
+        patch.setattr("transformers.PreTrainedModel.save_pretrained", full_disk)
+        in_process(patch, few, output, "--save_every", 0)
+    assert "No space left on device" in str(error.value)
+    assert f"{output}/checkpoint.pt has the weights" in str(error.value) and "--resume true" in str(error.value)
+    assert sorted(path.name for path in output.iterdir()) == ["checkpoint.pt", "run.json", "train_log.jsonl"]
+    in_process(monkeypatch, few, output, "--save_every", 0, "--resume", "true")
+    same_result(undisturbed, output)
+    assert not (output / "checkpoint.pt").exists()  # nobody asked for one
+
+
+def test_outputs_are_tried_before_the_first_step_and_a_cache_that_cannot_be_written_is_done_without(
+    few, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        with monkeypatch.context() as patch, pytest.raises(InputError, match=r"--output .*cannot be written to"):
+            patch.setattr("mlc_min.train.with_cached_reference", lambda *_: pytest.fail("work was begun"))
+            in_process(patch, few, output)
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"0\.0 GB are free and 0.0 needed"):
+        patch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**7, 10**7 - 10**6, 10**6))
+        in_process(patch, few, tmp_path / "run")
+    in_process(monkeypatch, few, tmp_path / "run", "--steps", 1, "--reference_cache", tmp_path / "file")
+    assert "nothing kept" in capsys.readouterr().err and (tmp_path / "run/model").exists()
+
+
+def test_a_run_that_goes_on_the_next_day_keeps_the_date_in_its_prompts(few, undisturbed, tmp_path, monkeypatch):
+    output, template = tmp_path / "run", tmp_path / "template"
+    text = (EMBEDDED / "model/chat_template.jinja").read_text("utf-8")
+    template.write_text("{{ strftime_now('%Y-%m-%d') }}" + text, "utf-8")
+    more = ("--steps", 2, "--chat_template", template)
+
+    class Tomorrow(datetime.date):
+        @classmethod
+        def today(cls):
+            return datetime.date(2031, 2, 3)
+
+    in_process(monkeypatch, few, output, *more)
+    monkeypatch.setattr(datetime, "date", Tomorrow)
+    in_process(monkeypatch, few, output, *more, "--resume", "true")
+    with pytest.raises(InputError, match="other rows"):  # what would happen without
+        monkeypatch.setattr("mlc_min.train.config_date", lambda _: Tomorrow.today())
+        in_process(monkeypatch, few, output, *more, "--resume", "true")
+
+
+def test_files_and_their_folder_are_on_the_disk_before_and_after_the_swap(tmp_path, monkeypatch):
+    done = []
+    real_sync, real_replace, real_rename = saving.sync, os.replace, os.rename
+    monkeypatch.setattr(saving, "sync", lambda path: done.append(f"sync {path.name}") or real_sync(path))
+    monkeypatch.setattr(os, "replace", lambda a, b: done.append(f"swap {a.name} {b.name}") or real_replace(a, b))
+    saving.write_atomically(tmp_path / "a", "text")
+    assert done == ["sync .a.new", "swap .a.new a", f"sync {tmp_path.name}"]
+    done.clear()
+    monkeypatch.setattr(os, "rename", lambda a, b: done.append(f"swap {a.name} {b.name}") or real_rename(a, b))
+    saving.save_folder(tmp_path / "f", lambda folder: (folder / "b").write_text("text"))
+    saving.save_folder(tmp_path / "f", lambda folder: (folder / "b").write_text("new"))
+    once = ["sync b", "sync .f.new"]
+    assert done == [
+        *once,
+        "swap .f.new f",
+        f"sync {tmp_path.name}",
+        *once,
+        "swap f .f.old",
+        "swap .f.new f",
+        f"sync {tmp_path.name}",
+    ]
+    assert (tmp_path / "f/b").read_text() == "new" and not (tmp_path / ".f.old").exists()
+
+
+def test_dpo_that_does_not_start_at_log_2_is_stopped(tiny_model):
+    examples = [Example(f"f:{i}", {"en": [5, 6 + i]}, [7, 2], [8, 2], reference=(-3.0, -30.0)) for i in range(4)]
+    config = TrainConfig(languages="en", steps=1, batch_size=2, freeze="", device="cpu")
+    with pytest.raises(InputError, match=r"step 0: the DPO loss is \d.*not log 2 = 0.6931"):
+        fit(config, copy.deepcopy(tiny_model), examples, quiet=True)
+
+
+def test_the_loop_leaves_signals_alone(tiny_model):
+    seen = []
+    before = signal.getsignal(signal.SIGTERM)
+    model = copy.deepcopy(tiny_model)
+    model.register_forward_pre_hook(lambda *_: seen.append(signal.getsignal(signal.SIGTERM)))
+    model.model.register_forward_pre_hook(lambda *_: seen.append(signal.getsignal(signal.SIGTERM)))
+    examples = [Example(f"f:{i}", {"en": [5, 6 + i]}, [7, 2], [8, 2]) for i in range(4)]
+    fit(TrainConfig(languages="en", steps=1, batch_size=2, freeze="", device="cpu"), model, examples, quiet=True)
+    assert seen and set(seen) == {before}
+
+
 # --- the reference's cache ---
 
 
@@ -229,8 +356,12 @@ def test_reference_log_probs_are_kept_and_made_again_when_model_data_or_template
     with torch.no_grad():
         model.model.norm.weight += 0.01
     assert not cached(model, rows, tokenizer)
+    model.config.rope_parameters = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10_000.0}
+    assert not cached(model, rows, tokenizer)
+    for name in ("chosen", "rejected"):
+        assert not cached(model, [dataclasses.replace(rows[0], **{name: "No."}), *rows[1:]], tokenizer)
     files = list((tmp_path / "cache").iterdir())
-    assert len(files) == 5 and {path.suffix for path in files} == {".safetensors"}
+    assert len(files) == 8 and {path.suffix for path in files} == {".safetensors"}
     for path in files:
         path.write_bytes(path.read_bytes()[:50])  # damaged: computed again
     assert [cached(model, rows, tokenizer) for _ in range(2)] == [False, True]

@@ -125,7 +125,8 @@ def merged_adapters(path: str | Path, dtype: torch.dtype, attention: str | None)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*adapter keys.*")  # missing or unexpected ones
-            return PeftModel.from_pretrained(model, str(path)).merge_and_unload()
+            merged = PeftModel.from_pretrained(model, str(path)).merge_and_unload()
+            return merged.requires_grad_(True)  # peft has frozen it
     except Exception as error:
         raise InputError(f"--model {path}: the adapters do not fit {base} ({first_line(error)})") from None
 
