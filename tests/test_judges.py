@@ -95,6 +95,8 @@ FORTY = "abcdefghijklmnopqrstuvwxyzабвгдежзийклмн"
         (FORTY * 6, "repetition"),
         ((FORTY + "о") * 6, None),  # pieces of 41 characters
         ("a" * 59, None),
+        (("abcdefghijklm" * 5)[:60], "repetition"),  # 40 characters are looked at: three pieces of 13 …
+        (("abcdefghijklmn" * 5)[:60], None),  # … but not three of 14
         ("a " * 30, None),  # 59 characters, as blanks at the end do not count
         ("a " * 30 + "a", "repetition"),
         ("1 2 3 4 5 6 7 a b c", None),  # 0.3 of what is no blank is letters
