@@ -14,7 +14,7 @@ from pathlib import Path
 from mlc_min.machinery.errors import run_command
 from mlc_min.machinery.pictures import plot_rates, plot_spectra
 from mlc_min.machinery.report import DIAGNOSTICS_LEGEND, LEGEND, diagnostics_table, text_table
-from mlc_min.machinery.saving import write_atomically, write_json
+from mlc_min.machinery.saving import usable_folder, write_atomically, write_json
 from mlc_min.train import TrainConfig
 from mlc_min.world.experiment import MAIN, World, run, slug
 
@@ -31,7 +31,8 @@ def main() -> None:
     add("--split", choices=("test", "validation", "train"), default="test", help="rows to evaluate on (default: test)")
     add("--test_rows", type=int, help="harmful and harmless prompts per language, for a quick look (default: all)")
     arguments = parser.parse_args()
-    output, started = arguments.output, time.perf_counter()
+    TrainConfig(seed=arguments.seed, steps=arguments.steps).check()
+    output, started = usable_folder(arguments.output, "--output"), time.perf_counter()
     print("expected time: about 3 minutes on 2 CPU cores", flush=True)
     world = World.load(arguments.split, arguments.device, arguments.test_rows)
     results = {}

@@ -15,7 +15,7 @@ from statistics import mean, stdev
 from mlc_min.machinery.errors import Help, InputError, run_command
 from mlc_min.machinery.pictures import plot_rates, plot_spectra, plot_tradeoff
 from mlc_min.machinery.report import LEGEND, markdown_table, markdown_tables, p_value
-from mlc_min.machinery.saving import write_atomically, write_json
+from mlc_min.machinery.saving import usable_folder, write_atomically, write_json
 from mlc_min.metrics import is_answered, paired_bootstrap, summarize
 from mlc_min.safety import by_model
 from mlc_min.train import TrainConfig
@@ -118,6 +118,10 @@ def main() -> None:
     for name in arguments.rows:
         if name not in ROWS:
             raise InputError(f"--rows {name!r}: there is no such row; the rows are {', '.join(ROWS)}")
+    for seed in arguments.seeds:
+        TrainConfig(seed=seed, steps=arguments.steps).check()
+    for folder in filter(None, (arguments.output, arguments.results)):
+        usable_folder(folder, "--output" if folder is arguments.output else "--results")
     world = World.load(arguments.split, arguments.device, arguments.test_rows)
     results: dict[str, list[dict]] = {}
     records: dict[str, list[list[dict]]] = {}

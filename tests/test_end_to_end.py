@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -190,3 +191,20 @@ def test_a_missing_translation_is_named(tmp_path, capsys, monkeypatch):
 def test_a_bad_setting_is_named_in_one_line(tmp_path, capsys, monkeypatch, arguments):
     assert arguments[0] in refused(capsys, monkeypatch, "--output", tmp_path / "run", *arguments)
     assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize("module", ["__main__", "ablations"])
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("--steps", "0"), "--steps 0: must be at least 1"),
+        (("--test_rows", "0"), "--test_rows 0: must be at least 1"),
+        (("--output", "README.md"), "--output README.md: cannot be written to"),
+    ],
+)
+def test_the_jobs_on_the_embedded_world_refuse_bad_settings_before_any_work(module, arguments, what, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["mlc_min", *arguments])
+    monkeypatch.setattr("mlc_min.world.experiment.load_model", lambda *_: pytest.fail("work was begun"))
+    with pytest.raises(InputError, match=re.escape(what)):
+        importlib.import_module(f"mlc_min.{module}").main()

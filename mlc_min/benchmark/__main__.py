@@ -21,7 +21,7 @@ from mlc_min.machinery.pictures import plot_growth
 from mlc_min.machinery.provenance import git_commit, hardware, versions
 from mlc_min.machinery.random_model import SHAPES
 from mlc_min.machinery.report import aligned_text, markdown_table
-from mlc_min.machinery.saving import write_atomically, write_json
+from mlc_min.machinery.saving import usable_folder, write_atomically, write_json
 
 PARTS = {
     "cost": (parts.cost, "Cost of MLC: a DPO+MLC step over a DPO step"),
@@ -52,7 +52,7 @@ def main() -> None:
         results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError:
         raise InputError(f"{path}: not JSON; delete it, or use another --output") from None
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    usable_folder(arguments.output, "--output")
     for name in arguments.parts:
         measure, title = PARTS[name]
         key = name if arguments.shape == "small" or name == "evaluation" else f"{name}, {arguments.shape}"

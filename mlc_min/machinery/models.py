@@ -150,8 +150,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, 
             f"{place}: the chat template cannot be used ({first_line(error)}); see --chat_template"
         ) from None
     for text, ids in zip(texts, prompts, strict=True):
-        shown = "".join(tokenizer.decode(ids).split())
-        if "".join(text.split()) not in shown:
+        shown = "".join(tokenizer.decode(ids).split())  # decoding may add blanks, and a tokenizer small letters
+        if "".join(text.split()).casefold() not in shown.casefold():
             raise InputError(f"{place}: the chat template leaves out what the user says; it gives {shown[:60]!r}")
     if prompts[0][-1] != prompts[1][-1]:
         raise InputError(

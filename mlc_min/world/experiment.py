@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mlc_min.diagnose import diagnose
 from mlc_min.examples import encode_rows
+from mlc_min.machinery.errors import InputError
 from mlc_min.machinery.models import load_model, pick_device
 from mlc_min.machinery.provenance import hardware, versions
 from mlc_min.machinery.rows import Row, only_harmful, read_rows
@@ -63,6 +64,8 @@ class World:
     @classmethod
     def load(cls, split: str = "test", device: str = "auto", test_rows: int | None = None) -> "World":
         """test_rows: so many harmful and so many harmless rows only, for a quick look."""
+        if test_rows is not None and test_rows < 1:
+            raise InputError(f"--test_rows {test_rows}: must be at least 1 (prompts of each kind)")
         base, tokenizer = load_model(EMBEDDED / "model", pick_device(device))
         languages = ALIGNED if split == "train" else LANGUAGES  # training rows do not have the unseen ones
         rows = read_rows(EMBEDDED / f"{split}.jsonl", languages)
@@ -107,6 +110,7 @@ def run(world: World, name: str, seed: int, folder: Path, **settings) -> dict:
         model = copy.deepcopy(world.base)
         if ROWS[name] is not None:
             config = TrainConfig(**settings_of(name, seed, **settings))
+            config.check()
             rows = only_harmful(world.train_rows, config.train) if config.harmful_only else world.train_rows
             examples, _ = encode_rows(rows, world.tokenizer, ALIGNED, config.max_length)
             print(f"\n{name}, seed {seed}: {config.steps} steps on {len(examples)} rows", flush=True)
