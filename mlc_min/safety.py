@@ -329,10 +329,10 @@ def report_step(arguments) -> None:
     records: dict[str, list[dict]] = {}
     diagnostics: dict[str, dict] = {}
     aligned: dict[str, list[str] | None] = {}
-    for folder in (arguments.output, *arguments.against):
-        models = by_model(folder)
+    for place in (arguments.output, *arguments.against):
+        models, folder = by_model(place), place if place.is_dir() else place.parent
         for name, own in models.items():
-            name = f"{name} ({folder})" if name in records else name
+            name = f"{name} ({place})" if name in records else name
             records[name] = own
             figures, run = (read_object(folder / f"{file}.json") for file in ("diagnostics", "run"))
             aligned[name] = run.get("aligned") if len(models) == 1 else None

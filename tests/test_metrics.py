@@ -534,6 +534,7 @@ def test_without_a_common_prompt_there_is_nothing_to_compare():
     nothing = {"by_language": {}, "average": None}
     assert compare([], []) == compare(model({"en": "rr"}), model({"zh": "rr"})) == nothing
     assert compare(model({"en": "ru"}), model({"en": "ur"})) == nothing
+    assert compare(model({"en": "r"}), model({"en": "ur"})[1:]) == nothing  # without prompts the ids tell
 
 
 def test_a_comparison_in_unseen_languages_alone_has_no_average():

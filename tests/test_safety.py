@@ -203,6 +203,22 @@ def test_a_model_is_compared_with_others_on_the_same_prompts(few_rows, tmp_path,
     assert "note: gibberish: 100 % of replies are invalid" in printed
 
 
+def test_a_model_may_be_compared_with_a_file_of_verdicts(few_rows, tmp_path, monkeypatch, asked):
+    monkeypatch.setattr("mlc_min.safety.diagnose", lambda *_: DIAGNOSTICS)
+    for name in ("a", "b"):
+        safety(monkeypatch, "--name", name, "--test", few_rows, "--output", tmp_path / name)
+    person = tmp_path / "b" / "person.jsonl"
+    (tmp_path / "b" / "verdicts.jsonl").rename(person)
+    safety(monkeypatch, "report", "--output", tmp_path / "a", "--against", person)
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert list(report["models"]) == list(report["diagnostics"]) == ["a", "b"]
+    with open(person, "a", encoding="utf-8") as file:  # two models in one file: whose diagnostics are they?
+        file.write(json.dumps(GOOD | {"model": "c"}) + "\n")
+    safety(monkeypatch, "report", "--output", tmp_path / "a", "--against", person)
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert list(report["models"]) == ["a", "b", "c"] and list(report["diagnostics"]) == ["a"]
+
+
 def test_the_same_name_twice_is_told_apart_by_its_folder(few_rows, tmp_path, monkeypatch):
     for folder in ("a", "b"):
         safety(monkeypatch, "--control", "gibberish", "--test", few_rows, "--output", tmp_path / folder)
@@ -245,6 +261,9 @@ def test_a_guard_that_does_not_answer_as_documented_leaves_all_unscored(few_rows
 
 
 # --- every flag does what it says ---
+
+DIAGNOSTICS = dict.fromkeys(["mlc_loss", "mlc_loss_shuffled", "mlc_floor", "mlc_ceiling", "collinearity",
+                             "collinearity_shuffled", "retrieval_chance"], 0.5) | {"retrieval": {"zh": 1.0}}  # fmt: skip
 
 REFUSED = "Sorry, I cannot help with that"  # without its end
 
