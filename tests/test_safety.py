@@ -262,8 +262,8 @@ def test_a_guard_that_does_not_answer_as_documented_leaves_all_unscored(few_rows
 
 # --- every flag does what it says ---
 
-DIAGNOSTICS = dict.fromkeys(["mlc_loss", "mlc_loss_shuffled", "mlc_floor", "mlc_ceiling", "collinearity",
-                             "collinearity_shuffled", "retrieval_chance"], 0.5) | {"retrieval": {"zh": 1.0}}  # fmt: skip
+FIGURES = ("mlc_loss", "mlc_loss_shuffled", "mlc_floor", "mlc_ceiling", "collinearity", "collinearity_shuffled")
+DIAGNOSTICS = dict.fromkeys(FIGURES, 0.5) | {"retrieval": {"zh": 1.0}, "retrieval_chance": 0.5}
 
 REFUSED = "Sorry, I cannot help with that"  # without its end
 
