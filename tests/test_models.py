@@ -110,6 +110,16 @@ def test_responses_are_scored_as_by_the_whole_model_in_every_family(family):
         assert sums[i].item() == pytest.approx(expected, abs=1e-4) and lengths[i] == len(response)
 
 
+def test_a_response_is_scored_the_same_behind_padding_as_before_it():
+    """Without the attention mask or the positions, padding in front would change the sums."""
+    model, sequence = make_model("Llama"), [5, 6, 7, 9, 10, 2]
+    ids = torch.tensor([[0, 0, 0, *sequence]])
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1]])
+    behind = {"input_ids": ids, "attention_mask": mask, "response_mask": torch.tensor([[False] * 6 + [True] * 3])}
+    alone = response_batch([sequence[:3]], [sequence[3:]])
+    assert response_logps(model, behind)[0].item() == pytest.approx(response_logps(model, alone)[0].item(), abs=1e-4)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True, "dtype": "bfloat16", "mlc_layer": 1}])
 def test_every_family_trains_from_log_2_with_either_way_of_saving_memory(family, options):

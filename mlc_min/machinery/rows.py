@@ -101,7 +101,7 @@ def _csv_values(path: Path) -> Iterator[tuple[dict, str]]:
     """Yield (dict, "file:line") of each row, by the line where it starts: a quoted field may hold newlines."""
     delimiter = _DELIMITERS[path.suffix.lower()]
     csv.field_size_limit(2**31 - 1)  # else 131,072 characters
-    lines = (part for _, text in _lines(path) for part in re.split(r"(?<=\r)(?!\n)", text))  # a lone \r ends a line too
+    lines = (part for _, text in _lines(path) for part in _without_lone_returns(text))
     reader = csv.reader(lines, strict=True, delimiter=delimiter)
     header, where = None, f"{path}:1"
     try:
@@ -123,6 +123,11 @@ def _csv_values(path: Path) -> Iterator[tuple[dict, str]]:
             where = f"{path}:{reader.line_num + 1}"
     except csv.Error as error:
         raise InputError(f"{where}: not CSV ({error}); quote fields with double quotes, doubled inside") from None
+
+
+def _without_lone_returns(text: str) -> list[str]:
+    """The lines of a line: a carriage return ends one too, without a newline behind it."""
+    return re.split(r"(?<=\r)(?!\n)", text) if "\r" in text[:-2] else [text]
 
 
 def json_values(path: Path) -> Iterator[tuple[object, str]]:
@@ -328,6 +333,8 @@ def _role(turn) -> str:
 
 def _is_blank(text: str) -> bool:
     """Whether there is nothing to read: no visible character, or a word for a missing value."""
+    if len(text) > 5 and text[0].isalpha() and text[0] not in _FILLERS:  # most texts, at once
+        return False
     text = text.strip()
     return text[:5].lower() in _MISSING or not any(map(_is_visible, text))
 
