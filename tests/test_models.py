@@ -111,7 +111,7 @@ def test_responses_are_scored_as_by_the_whole_model_in_every_family(family):
 
 
 def test_a_response_is_scored_the_same_behind_padding_as_before_it():
-    """Without the attention mask, padding in front would change the sums."""
+    """Without attention mask and position ids (transformers needs one of them), padding would change the sums."""
     model, sequence = make_model("Llama"), [5, 6, 7, 9, 10, 2]
     with torch.no_grad():  # so that each token that is looked at shows
         for parameter in model.parameters():

@@ -435,9 +435,9 @@ BAD_ROWS = {
     "harmful list": (row_text(harmful=[True]), "field 'harmful' must be true or false"),
 }
 NOT_JSON = {
-    "bad JSON": ('{"prompt": a}', "not JSON (Expecting value); "),
+    "bad JSON": ('{"prompt": a}', "not JSON ("),
     "cut off": ('{"prompt": "a', "not JSON ("),
-    "no object": ("prompt", "not JSON (Expecting value); "),
+    "no object": ("prompt", "not JSON ("),
 }
 NO_ROW = {  # the parser does not say where in a list
     "deep nesting": ('{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}", "not JSON (too deeply nested); "),
@@ -543,8 +543,9 @@ def test_a_file_without_rows_is_refused_by_name(tmp_path, content):
 
 def test_a_path_that_is_no_file_is_refused_by_name(tmp_path):
     missing = tmp_path / "missing.json"
-    assert message(missing) == f"{missing}: No such file or directory; give an existing JSON or JSONL file"
-    assert message(tmp_path) == f"{tmp_path}: Is a directory; give an existing JSON or JSONL file"
+    for path in (missing, tmp_path):  # between the two stands the system's own reason
+        told = message(path)
+        assert told.startswith(f"{path}: ") and told.endswith("; give an existing JSON or JSONL file")
 
 
 # --- CSV ---
@@ -605,7 +606,8 @@ FIELDS = st.sampled_from(
 )
 SCALARS = st.none() | st.booleans() | st.floats() | st.integers()
 SCALARS |= st.sampled_from(["", " ", "a", "\n", "\ud800", "nan", "user", "gpt", "system", "\u200b"]) | st.text()
-VALUES = st.recursive(SCALARS, lambda v: st.lists(v, max_size=3) | st.dictionaries(FIELDS, v, max_size=4), max_leaves=9)
+NESTED = st.deferred(lambda: st.lists(VALUES, max_size=3) | st.dictionaries(FIELDS, VALUES, max_size=4))
+VALUES = SCALARS | NESTED
 NEARLY_JSON = st.builds(
     lambda values, layout, cut: LAYOUTS[layout](values)[: cut or None].encode("utf-8", "surrogatepass"),
     st.lists(st.dictionaries(FIELDS, VALUES, max_size=4) | VALUES, max_size=4),

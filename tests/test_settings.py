@@ -166,7 +166,8 @@ def test_an_unknown_flag_ends_with_exit_code_2_and_no_traceback():
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
-values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner))
+values = st.deferred(lambda: scalars | st.lists(values, max_size=2) | st.dictionaries(keys, values, max_size=3))
+keys = st.text(max_size=3)
 names = st.sampled_from([field.name for field in fields(TrainConfig)]) | st.text(max_size=8)
 settings_files = st.dictionaries(names, values, max_size=3).map(json.dumps) | st.text(max_size=40)
 

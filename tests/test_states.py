@@ -255,8 +255,8 @@ def test_a_layer_that_is_not_there_is_refused_with_the_range(tiny_model, layer):
 
 
 def test_an_empty_prompt_is_refused(tiny_model):
-    mask = torch.tensor([[1, 1, 0], [0, 0, 0]])
+    mask, before = torch.tensor([[1, 1, 0], [0, 0, 0]]), hooks_left(tiny_model)
     for layer in range(N + 1):
         with pytest.raises(ValueError, match="an empty prompt has no last token"):
             last_token_states(tiny_model, torch.full((2, 3), 5), mask, layer)
-    assert hooks_left(tiny_model) == []
+    assert hooks_left(tiny_model) == before  # transformers leaves some of its own
