@@ -1,6 +1,7 @@
 """mlc_min: the Multi-Lingual Consistency loss, small enough to read. See README.md."""
 
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 
 # Every command imports this file first, so what is not installed is said here, in one line and before any traceback.
@@ -14,14 +15,11 @@ for _name in ("torch", "transformers", "matplotlib", "py3langid"):
         raise ImportError(_message)
 
 from mlc_min.consistency import (
-    collinearity,
     cosine_loss,
     make_extractor,
     mlc_ceiling,
     mlc_floor,
     mlc_loss,
-    retrieval_accuracy,
-    shuffle_groups,
     singular_values,
 )
 from mlc_min.machinery.errors import InputError
@@ -48,15 +46,16 @@ __all__ = [
 ]
 
 
+_LATER = {
+    "last_token_states": "mlc_min.states",
+    "safety_table": "mlc_min.evaluation.metrics",
+    **dict.fromkeys(("collinearity", "retrieval_accuracy", "shuffle_groups"), "mlc_min.evaluation.diagnose"),
+}
+
+
 def __getattr__(name: str):
-    # These two modules import transformers (seconds), which the pure functions do not need; the modules that
+    # These modules import transformers (seconds), which the pure functions do not need; the modules that
     # are also commands must not be imported here, or `python -m` would run them twice.
-    if name == "last_token_states":
-        from mlc_min.states import last_token_states
-
-        return last_token_states
-    if name == "safety_table":
-        from mlc_min.metrics import safety_table
-
-        return safety_table
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module 'mlc_min' has no attribute {name!r}")

@@ -11,12 +11,12 @@ import argparse
 import time
 from pathlib import Path
 
+from mlc_min.evaluation.pictures import plot_rates, plot_spectra
+from mlc_min.evaluation.report import DIAGNOSTICS_LEGEND, LEGEND, diagnostics_table, text_table
+from mlc_min.lab.experiment import MAIN, World, run, slug
 from mlc_min.machinery.errors import run_command
-from mlc_min.machinery.pictures import plot_rates, plot_spectra
-from mlc_min.machinery.report import DIAGNOSTICS_LEGEND, LEGEND, diagnostics_table, text_table
-from mlc_min.machinery.saving import usable_folder, write_atomically, write_json
+from mlc_min.machinery.files import usable_folder, write_atomically, write_json
 from mlc_min.train import TrainConfig
-from mlc_min.world.experiment import MAIN, World, run, slug
 
 
 def main() -> None:

@@ -1,10 +1,8 @@
 """The method: a linear extractor and the Multi-Lingual Consistency (MLC) loss.
 
-For one prompt in m languages, stack the m representations as unit rows of Z (m x d). The rows say
-the same thing up to sign exactly when Z has rank 1, that is when all singular values but the first
-are 0. The loss is the cross-entropy of "the first singular value is the large one".
-
-Everything here is a pure function of tensors; nothing knows about models, tokens or settings.
+For one prompt in m languages, stack the m representations as unit rows of Z (m x d). The rows say the same thing, up to
+sign, exactly when Z has rank 1, that is when all singular values but the first are 0. The loss is the cross-entropy of
+"the first singular value is the large one". All of this is pure functions of tensors.
 Shapes: N prompts (groups), m languages, d_h hidden size, d representation size, r = min(m, d).
 """
 
@@ -24,17 +22,15 @@ class BrokenDown(ValueError):
 def make_extractor(kind: str, hidden_size: int, dim: int) -> nn.Module:
     """The map from hidden states (…, d_h) to representations (…, d): r = W h + b (paper, section 3).
 
-    kind: "learned" (trained with the model, as in the paper), "frozen" (the same random map, never
-    trained) or "identity" (the hidden state itself; `dim` is ignored). A learned extractor can lower the
-    loss without the model moving at all, so the other two are there to check against it.
-    Raises ValueError for another kind.
+    kind: "learned" (trained with the model, as in the paper), "frozen" (the same random map, never trained) or
+    "identity" (the hidden state itself; `dim` is ignored). A learned extractor can lower the loss without the model
+    moving at all, so the other two are there to check against it. Raises ValueError for another kind.
     """
     if kind == "identity":
         return nn.Identity()
     if kind not in ("learned", "frozen"):
         raise ValueError(f"extractor must be learned, frozen or identity, got {kind!r}")
-    extractor = nn.Linear(hidden_size, dim)
-    return extractor.requires_grad_(kind == "learned")
+    return nn.Linear(hidden_size, dim).requires_grad_(kind == "learned")
 
 
 def unit_rows(representations: torch.Tensor) -> torch.Tensor:
@@ -42,14 +38,10 @@ def unit_rows(representations: torch.Tensor) -> torch.Tensor:
 
     Raises ValueError for a wrong shape or an empty dimension; BrokenDown, which is one too, for a NaN or infinity, or a
     row of zeros (no entry above 1e-30): it has no direction, and calling it aligned or not would both be inventions.
-
-    >>> unit_rows(torch.tensor([[[3.0, 4.0], [0.0, 2.0]]])).tolist()
-    [[[0.6000000238418579, 0.800000011920929], [0.0, 1.0]]]
     """
-    if representations.dim() != 3 or 0 in representations.shape:
-        raise ValueError(
-            f"representations must be (prompts, languages, dim), none of them 0; got {tuple(representations.shape)}"
-        )
+    shape = tuple(representations.shape)
+    if len(shape) != 3 or 0 in shape:
+        raise ValueError(f"representations must be (prompts, languages, dim), none of them 0; got {shape}")
     x = representations if representations.dtype == torch.float64 else representations.float()
     # The largest entry first: squaring 1e-25 or 1e25 in float32 would give 0 or infinity. As the result
     # does not depend on the scale, the scale may be a constant for the gradient.
@@ -66,9 +58,9 @@ def unit_rows(representations: torch.Tensor) -> torch.Tensor:
 def singular_values(representations: torch.Tensor) -> torch.Tensor:
     """Singular values of each prompt's unit rows: (N, m, d) -> (N, r), largest first. Their squares sum to m.
 
-    `svdvals` in float32 and not eigenvalues of the Gram matrix Z Zᵀ: squaring loses half the digits where
-    it matters, near rank 1 (gradient error 0.84 against 7e-4 at a spread of 1e-4). And only the values: the
-    gradient through singular *vectors* is infinite where two values are equal, this one is not.
+    `svdvals` in float32 and not eigenvalues of the Gram matrix Z Zᵀ: squaring loses half the digits where it matters,
+    near rank 1 (gradient error 0.84 against 7e-4 at a spread of 1e-4). And only the values: the gradient through
+    singular *vectors* is infinite where two values are equal, this one is not.
     """
     # linalg has no bfloat16, and autocast must not bring it back in between.
     with torch.autocast(representations.device.type, enabled=False):
@@ -81,24 +73,20 @@ def mlc_loss(representations: torch.Tensor, tau: float = 0.2, form: str = "offic
     form "paper":     L = -mean log softmax(σ / τ)₁
     form "official":  L = -mean log softmax(σ / (sg(σ₁) τ))₁, sg = stop-gradient (the authors' code)
 
-    Between `mlc_floor` (rank 1: all rows on one line) and `mlc_ceiling` (all singular values equal).
-    Unchanged by the order of languages, a rotation of the space, a positive factor or a change of sign of
-    any row: rows that point in opposite directions count as aligned. m = 1 gives 0, with zero gradient.
-    Raises ValueError for tau <= 0, an unknown form, and what `unit_rows` refuses. Gradients are finite
-    wherever the loss is defined, also at repeated and at identical rows.
+    Between `mlc_floor` (rank 1: all rows on one line) and `mlc_ceiling` (all singular values equal). Unchanged by the
+    order of languages, a rotation of the space, a positive factor or a change of sign of any row: rows that point in
+    opposite directions count as aligned. m = 1 gives 0, with zero gradient. Gradients are finite wherever the loss is
+    defined, also at repeated and at identical rows.
+    Raises ValueError for tau <= 0, an unknown form, and what `unit_rows` refuses.
     """
     if not tau > TINY:
         raise ValueError(f"tau must be > 0, got {tau}")
-    _check_form(form)
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {FORMS}, got {form!r}")
     sigma = singular_values(representations)  # (N, r)
     if form == "official":
         sigma = sigma / sigma[:, :1].detach()
     return -torch.log_softmax(sigma / tau, dim=-1)[:, 0].mean()
-
-
-def _check_form(form: str) -> None:
-    if form not in FORMS:
-        raise ValueError(f"form must be one of {FORMS}, got {form!r}")
 
 
 def mlc_floor(languages: int, dim: int, tau: float = 0.2, form: str = "official") -> float:
@@ -107,17 +95,12 @@ def mlc_floor(languages: int, dim: int, tau: float = 0.2, form: str = "official"
     >>> round(mlc_floor(10, 512), 4)
     0.0589
     """
-    _check_form(form)
-    first = 1.0 if form == "official" else math.sqrt(languages)
+    first = {"official": 1.0, "paper": math.sqrt(languages)}[form]
     return math.log1p((min(languages, dim) - 1) * math.exp(-first / tau))
 
 
 def mlc_ceiling(languages: int, dim: int) -> float:
-    """The loss where all r singular values are equal (orthogonal rows, for m <= d): log r, in both forms.
-
-    >>> round(mlc_ceiling(10, 512), 4)
-    2.3026
-    """
+    """The loss where all r singular values are equal (orthogonal rows, for m <= d): log r, in both forms."""
     return math.log(min(languages, dim))
 
 
@@ -129,40 +112,5 @@ def cosine_loss(representations: torch.Tensor) -> torch.Tensor:
     with torch.autocast(representations.device.type, enabled=False):
         z = unit_rows(representations)
         m = z.shape[1]
-        if m == 1:
-            return z.sum() * 0.0
-        # The sum over ordered pairs i != j of z_i·z_j is |Σ z|² - m.
-        pairs = z.sum(1).square().sum(-1) - m
-        return 1 - (pairs / (m * (m - 1))).mean()
-
-
-# --- figures that say what a low loss means (all without gradient) ---
-
-
-@torch.no_grad()
-def collinearity(representations: torch.Tensor) -> torch.Tensor:
-    """σ₁²/m of each prompt, the share of the energy on one line: (N, m, d) -> (N,) in [1/r, 1].
-
-    1 - σ₁²/m is the relative error of the best rank-1 approximation (Eckart-Young).
-    """
-    return singular_values(representations)[:, 0].square() / representations.shape[1]
-
-
-def shuffle_groups(representations: torch.Tensor) -> torch.Tensor:
-    """The control: language j of prompt n goes to prompt n + j (mod N), so that no group is a translation set.
-
-    (N, m, d) -> (N, m, d). If these groups are as collinear as the true ones, the loss measured nothing.
-    """
-    return torch.stack([row.roll(j, 0) for j, row in enumerate(representations.unbind(1))], dim=1)
-
-
-@torch.no_grad()
-def retrieval_accuracy(representations: torch.Tensor) -> torch.Tensor:
-    """Share of prompts whose nearest first-language (English) row, by cosine, is their own translation.
-
-    (N, m, d) -> (m,); entry 0 is the first language with itself. Chance is 1/N.
-    """
-    z = unit_rows(representations).transpose(0, 1)  # (m, N, d)
-    with torch.autocast(z.device.type, enabled=False):
-        nearest = (z @ z[0].T).argmax(-1)  # (m, N)
-    return (nearest == torch.arange(z.shape[1], device=z.device)).float().mean(-1)
+        pairs = z.sum(1).square().sum(-1) - m  # the sum over ordered pairs i != j of z_i·z_j is |Σ z|² - m
+        return 1 - (pairs / (m * (m - 1))).mean() if m > 1 else 0.0 * z.sum()

@@ -4,10 +4,12 @@ Only prompts are translated; responses are in the first language. Batches are ma
 and never from token values, so that nothing here waits for a GPU; padding is id 0, which no figure depends on.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
 @dataclass(frozen=True)
@@ -38,83 +40,68 @@ class Example:
         return next(iter(self.prompts.values()))
 
 
-# --- from text to token ids ---
+def encode_prompt(tokenizer: Tokenizer, prompt: str, system: str | None = None) -> list[int]:
+    """Token ids of the prompt in the chat template, generation prompt included: the last one is where the reply starts,
+    and is the same token in every language. system: a system turn before it."""
+    return in_template(tokenizer, turns(prompt, system), add_generation_prompt=True, return_dict=True)["input_ids"]
 
 
-def encode_prompt(tokenizer, prompt: str, system: str | None = None) -> list[int]:
-    """Token ids of the prompt in the chat template, generation prompt included: the last one is where the
-    reply starts, and is the same token in every language. system: a system turn before it."""
-    return _in_template(tokenizer, _turns(prompt, system), add_generation_prompt=True, return_dict=True)["input_ids"]
+def turns(prompt: str, system: str | None = None, reply: str | None = None) -> list[dict[str, str]]:
+    """The messages of a conversation, as chat templates take them."""
+    contents = {"system": system, "user": prompt, "assistant": reply}
+    return [{"role": role, "content": text} for role, text in contents.items() if text is not None]
 
 
-def _turns(prompt: str, system: str | None = None, reply: str | None = None) -> list[dict[str, str]]:
-    turns = {"system": system, "user": prompt, "assistant": reply}
-    return [{"role": role, "content": text} for role, text in turns.items() if text is not None]
-
-
-def _in_template(tokenizer, messages: list[dict[str, str]], **options):
+def in_template(tokenizer: Tokenizer, messages: list[dict[str, str]], **options):
     """The messages in the chat template. Templates that write the date (Llama 3.2) write `tokenizer.template_date`,
     where it is set, so that a run that goes on after midnight goes on with the same prompts."""
-    if not tokenizer.chat_template:
-        raise ValueError(
-            "the tokenizer has no chat template; use an instruction-tuned model, or set tokenizer.chat_template"
-        )
+    if getattr(tokenizer, "template_date", None) is not None:
+        options["strftime_now"] = tokenizer.template_date.strftime
     # A thinking model (Qwen3) would begin every reply with the same tag, so that the aligned position decides nothing;
     # templates that know nothing of thinking do not look at the flag.
-    options["enable_thinking"] = False
-    date = getattr(tokenizer, "template_date", None)
-    if date is not None:
-        options["strftime_now"] = date.strftime
-    return tokenizer.apply_chat_template(messages, **options)
+    return tokenizer.apply_chat_template(messages, enable_thinking=False, **options)
 
 
-def end_of_turn(tokenizer) -> int:
+def end_of_turn(tokenizer: Tokenizer) -> int:
     """The one token that ends a reply: what the chat template writes after it (Gemma: <end_of_turn>, not <eos>), and
-    the end token where it writes nothing. Raises ValueError if that is not one token: replies could not be told to
-    end there."""
+    the end token where it writes nothing. Raises ValueError if that is not one token: no reply could end there."""
     reply = "~reply~"
-    after = _in_template(tokenizer, _turns("question", reply=reply), tokenize=False).rpartition(reply)[2].strip()
+    after = in_template(tokenizer, turns("question", reply=reply), tokenize=False).rpartition(reply)[2].strip()
     ids = tokenizer.encode(after, add_special_tokens=False) if after else [tokenizer.eos_token_id]
-    if ids[0] is None or (len(ids) > 1 and ids[0] not in {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}):
-        pieces = tokenizer.convert_ids_to_tokens(ids) if ids[0] is not None else "no end token"
-        raise ValueError(
-            f"the chat template ends a reply with {after!r}, which this tokenizer does not know as one token "
-            f"({pieces}); the template and the tokenizer do not belong together"
-        )
+    known = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    if ids[0] is None or (len(ids) > 1 and ids[0] not in known):
+        raise ValueError(f"{after!r}, with which the chat template ends a reply, is not one token of this tokenizer")
     return ids[0]
 
 
-def encode_response(tokenizer, response: str) -> list[int]:
+def encode_response(tokenizer: Tokenizer, response: str) -> list[int]:
     """Token ids of a response and exactly one end token; "</s>" written inside the text stays text."""
     ids = tokenizer.encode(response, add_special_tokens=False, split_special_tokens=True)
     return [*ids, end_of_turn(tokenizer)]
 
 
-def encode_row_prompts(row: Row, tokenizer, languages: tuple[str, ...]) -> dict[str, list[int]]:
+def encode_row_prompts(row: Row, tokenizer: Tokenizer, languages: tuple[str, ...]) -> dict[str, list[int]]:
     """`encode_prompt` of the row in each of the languages that it has. Raises ValueError, naming the row, if the chat
     template has no place for its system text: without it the prompt would be another."""
     codes = [code for code in languages if code in row.prompts]
     if row.system:
-        try:
-            text = _in_template(tokenizer, _turns(row.prompts[codes[0]], row.system), tokenize=False)
-        except Exception:  # what a template raises is jinja's or its own
-            text = ""
+        text = ""
+        with suppress(Exception):  # what a template raises is jinja's or its own
+            text = in_template(tokenizer, turns(row.prompts[codes[0]], row.system), tokenize=False)
         if row.system.strip() not in text:
             raise ValueError(f"{row.where}: the chat template has no place for a system text; remove it from the row")
     return {code: encode_prompt(tokenizer, row.prompts[code], row.system) for code in codes}
 
 
 def encode_rows(
-    rows: list[Row], tokenizer, languages: tuple[str, ...], max_length: int
+    rows: list[Row], tokenizer: Tokenizer, languages: tuple[str, ...], max_length: int
 ) -> tuple[list[Example], dict[str, list[str]]]:
-    """Tokenise rows; returns the examples and the rows that were left out as longer than `max_length` tokens:
-    {"prompt": where of those with a prompt too long by itself, "response": of those whose response does not fit}.
+    """Tokenise rows; returns the examples and where the rows are that were left out as longer than `max_length` tokens:
+    {"prompt": those with a prompt too long by itself, "response": those whose response does not fit}; none is cut.
 
-    Prompt and response are encoded apart, so no token spans the boundary and the prompt's ids are a prefix
-    of the whole. A row that does not fit is left out and named, never trained on with its response cut.
+    Prompt and response are encoded apart: no token spans the boundary, and the prompt's ids are a prefix of the whole.
     """
-    examples = []
-    left_out: dict[str, list[str]] = {"prompt": [], "response": []}
+    examples, left_out = [], {"prompt": [], "response": []}
     for row in rows:
         prompts = encode_row_prompts(row, tokenizer, languages)
         responses = [None if t is None else encode_response(tokenizer, t) for t in (row.chosen, row.rejected)]
@@ -128,12 +115,10 @@ def encode_rows(
 
 
 def shuffle_translations(examples: list[Example], seed: int) -> list[Example]:
-    """The control: every language but the first gets its prompts permuted among the examples.
+    """The control: every language but the first gets its prompts permuted among the examples. All is the same but that
+    these are no longer translations of each other: no prompt of the first language keeps any of its own.
 
-    The same prompts, the same responses, the same amount of training; only "these are translations of each
-    other" is no longer true: no prompt of the first language keeps any of its own translations.
-    Raises ValueError for fewer than two examples with a language.
-    """
+    Raises ValueError for fewer than two examples with a language."""
     generator = torch.Generator().manual_seed(seed)
     first = next(iter(examples[0].prompts))
     prompts = [{first: example.prompt} for example in examples]
@@ -146,9 +131,6 @@ def shuffle_translations(examples: list[Example], seed: int) -> list[Example]:
         for i, other in zip(cycle, cycle[1:] + cycle[:1], strict=True):
             prompts[i][language] = examples[other].prompts[language]
     return [replace(example, prompts=new) for example, new in zip(examples, prompts, strict=True)]
-
-
-# --- batches ---
 
 
 def pad(sequences: list[list[int]], side: str = "right") -> dict[str, torch.Tensor]:
@@ -175,17 +157,9 @@ def preference_batch(examples: list[Example]) -> dict[str, torch.Tensor]:
     return response_batch([e.prompt for e in examples] * 2, responses)
 
 
-def chosen_batch(examples: list[Example]) -> dict[str, torch.Tensor]:
-    """(N, T): the chosen responses alone, for SFT."""
-    return response_batch([e.prompt for e in examples], [e.chosen for e in examples])
-
-
 def consistency_batch(examples: list[Example], languages: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """(Σ sizes, T), prompt by prompt: first all languages of prompt 0, then those of prompt 1, …; sizes (N,) int64:
-    how many languages each prompt has, so `.split(sizes)` gives the groups.
-
-    (The official SFT route lays them out language by language and then reshapes as if prompt by prompt,
-    which mixes prompts within a group.)
-    """
+    """(Σ sizes, T), prompt by prompt: first all languages of prompt 0, then those of prompt 1, …; sizes (N,) int64: how
+    many languages each prompt has, so `.split(sizes)` gives the groups. (The official SFT route lays them out language
+    by language and then reshapes as if prompt by prompt, which mixes prompts within a group.)"""
     groups = [[e.prompts[language] for language in languages if language in e.prompts] for e in examples]
     return pad([ids for group in groups for ids in group]) | {"sizes": torch.tensor([len(group) for group in groups])}

@@ -14,22 +14,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
-from mlc_min.consistency import (
-    BrokenDown,
-    collinearity,
-    cosine_loss,
-    make_extractor,
-    mlc_ceiling,
-    mlc_floor,
-    mlc_loss,
-    retrieval_accuracy,
-    shuffle_groups,
-)
-from mlc_min.examples import Example, chosen_batch, consistency_batch, preference_batch
+from mlc_min.consistency import BrokenDown, cosine_loss, make_extractor, mlc_loss
+from mlc_min.examples import Example, consistency_batch, preference_batch, response_batch
 from mlc_min.preference import dpo_loss, orpo_loss, sequence_logps, sft_loss, simpo_loss
 from mlc_min.states import last_token_states_in_parts, position_ids, vocabulary_logits
-
-# --- the two losses of a batch ---
 
 
 def response_logps(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,30 +29,25 @@ def response_logps(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> tu
 
 
 def alignment_loss(model: PreTrainedModel, examples: list[Example], recipe) -> tuple[torch.Tensor, dict]:
-    """L_align, in the first language only: (scalar, figures). Of DPO each example carries its `reference`."""
+    """L_align, in the first language only: (scalar, figures). For DPO each example carries its `reference`."""
     if recipe.method == "sft":
-        logps, lengths = response_logps(model, chosen_batch(examples))
-        loss = sft_loss(logps, lengths).mean()
+        batch = response_batch([e.prompt for e in examples], [e.chosen for e in examples])
+        loss = sft_loss(*response_logps(model, batch)).mean()
         return loss, {"align_loss": loss}
     logps, lengths = response_logps(model, preference_batch(examples))
     (chosen, rejected), (chosen_lengths, rejected_lengths) = logps.chunk(2), lengths.chunk(2)
+    pair = chosen, rejected, chosen_lengths, rejected_lengths
+    rewards = chosen / chosen_lengths, rejected / rejected_lengths  # log-probs per token, without a reference
     if recipe.method == "dpo":
         reference = torch.tensor([e.reference for e in examples], device=logps.device)  # (N, 2)
         loss = dpo_loss(chosen, rejected, reference[:, 0], reference[:, 1], recipe.beta).mean()
         rewards = recipe.beta * (chosen - reference[:, 0]), recipe.beta * (rejected - reference[:, 1])
+    elif recipe.method == "simpo":
+        loss = simpo_loss(*pair, recipe.simpo_beta, recipe.simpo_gamma).mean()
     else:
-        pair = chosen, rejected, chosen_lengths, rejected_lengths
-        if recipe.method == "simpo":
-            loss = simpo_loss(*pair, recipe.simpo_beta, recipe.simpo_gamma).mean()
-        else:
-            loss = orpo_loss(*pair, recipe.beta).mean()
-        rewards = chosen / chosen_lengths, rejected / rejected_lengths  # log-probs per token, without a reference
-    figures = {
-        "align_loss": loss,
-        "accuracy": (rewards[0] > rewards[1]).float().mean(),
-        "margin": (rewards[0] - rewards[1]).mean(),
-        "chosen_reward": rewards[0].mean(),
-    }
+        loss = orpo_loss(*pair, recipe.beta).mean()
+    figures = {"align_loss": loss, "accuracy": (rewards[0] > rewards[1]).float().mean()}
+    figures |= {"margin": (rewards[0] - rewards[1]).mean(), "chosen_reward": rewards[0].mean()}
     if recipe.sft_weight and recipe.method != "orpo":  # ORPO has the SFT loss inside
         figures["sft_loss"] = sft_loss(chosen, chosen_lengths).mean()
         loss = loss + recipe.sft_weight * figures["sft_loss"]
@@ -92,32 +75,6 @@ def consistency_loss(model: PreTrainedModel, extractor: nn.Module, examples: lis
     return loss
 
 
-@torch.no_grad()
-def probe_figures(model: PreTrainedModel, extractor: nn.Module, examples: list[Example], recipe) -> dict:
-    """What a low MLC loss means, on fixed examples: the loss between its floor and ceiling and beside that of shuffled
-    groups; σ₁²/m of the raw states, and of shuffled ones; retrieval and its chance. Means over prompts."""
-    figures: dict = {}
-    for m, states in groups_of_states(model, examples, recipe).items():
-        representations, loss = extractor(states), partial(mlc_loss, tau=recipe.mlc_tau, form=recipe.mlc_form)
-        own = {
-            "mlc_loss": loss(representations),
-            "mlc_floor": mlc_floor(m, representations.shape[-1], recipe.mlc_tau, recipe.mlc_form),
-            "mlc_ceiling": mlc_ceiling(m, representations.shape[-1]),
-            "collinearity": collinearity(states).mean(),
-        }
-        if len(states) > 1 and m > 1:  # one group alone can be neither shuffled nor searched
-            own["mlc_shuffled"] = loss(shuffle_groups(representations))
-            own["collinearity_shuffled"] = collinearity(shuffle_groups(states)).mean()
-            own["retrieval"] = retrieval_accuracy(states)[1:].mean()
-            own["retrieval_chance"] = 1 / len(states)
-        for name, value in own.items():
-            figures[name] = figures.get(name, 0.0) + len(states) / len(examples) * value
-    return figures
-
-
-# --- the loop ---
-
-
 def arithmetic(model: PreTrainedModel, recipe):
     """The context of a forward pass: autocast to bfloat16, or nothing."""
     return torch.autocast(model.device.type, torch.bfloat16) if recipe.dtype == "bfloat16" else nullcontext()
@@ -125,9 +82,9 @@ def arithmetic(model: PreTrainedModel, recipe):
 
 @torch.no_grad()
 def with_reference(model: PreTrainedModel, examples: list[Example], recipe) -> list[Example]:
-    """The examples with the log-probs of their responses under `model` as it is now, computed once: so no second model
-    stays in memory, and the reference cannot drift."""
-    scored: list[Example] = []
+    """The examples with the log-probs of their responses under `model` as it is now: computed once, so that no second
+    model stays in memory."""
+    scored = []
     for batch in batches_of(examples, 4 * recipe.batch_size):
         with arithmetic(model, recipe):  # the policy's, or step 0 would not be at log 2
             logps, _ = response_logps(model, preference_batch(batch))
@@ -142,9 +99,7 @@ def batches_of(items: list, size: int) -> Iterator[list]:
 
 def row_order(count: int, seed: int, skip: int = 0, lengths: list[int] | None = None, size: int = 50) -> Iterator[int]:
     """Row indices for ever: a new random order each epoch, decided by the seed alone; without the first `skip`.
-
-    lengths: sort within each `size` rows, so that a batch's rows are of similar length.
-    """
+    lengths: sort within each `size` rows, so that a batch's rows are of similar length."""
     generator = torch.Generator().manual_seed(seed)
     for epoch in itertools.count():
         order = torch.randperm(count, generator=generator).tolist()
@@ -170,26 +125,23 @@ class Run:
         hidden_size = model.config.get_text_config().hidden_size
         extractor = make_extractor(recipe.extractor, hidden_size, recipe.extractor_dim).to(model.device)
         trained = [*model.parameters(), *(extractor.parameters() if recipe.mlc_weight else ())]
-        # Fused, where there is a GPU: the other ways need another copy of all parameters for a moment.
-        optimizer = torch.optim.AdamW(
-            [p for p in trained if p.requires_grad], recipe.learning_rate, weight_decay=recipe.weight_decay,
-            fused=model.device.type == "cuda" or None,
-        )  # fmt: skip
+        trained = [p for p in trained if p.requires_grad]
+        fused = model.device.type == "cuda" or None  # the other ways need another copy of all parameters for a moment
+        optimizer = torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused)
         warmup = round(recipe.warmup * recipe.steps)
         return cls(model, extractor, optimizer, get_cosine_schedule_with_warmup(optimizer, warmup, recipe.steps))
 
 
 def train(run: Run, examples: list[Example], recipe) -> Iterator[dict]:
-    """One optimizer step per `next`, up to `recipe.steps`; yields the step's figures, means over its micro-batches.
+    """One optimizer step per `next`, up to `recipe.steps`; yields the step's figures, means over its micro-batches, and
+    its `rows`. The same loop continues a run whose `step` is not 0.
 
-    The same loop continues a run whose `step` is not 0. Raises BrokenDown, before the step is taken, if the loss or
-    its gradient is not finite.
+    Raises BrokenDown, before the step is taken, if the loss or its gradient is not finite.
     """
-    parameters = run.optimizer.param_groups[0]["params"]
-    size = recipe.batch_size
+    parameters, size = run.optimizer.param_groups[0]["params"], recipe.batch_size
     lengths = [len(e.prompt) + max(len(e.chosen), len(e.rejected or ())) for e in examples]
-    lengths = lengths if recipe.group_by_length else None
-    order = row_order(len(examples), recipe.seed, run.step * recipe.accumulation * size, lengths, 50 * size)
+    done, lengths = run.step * recipe.accumulation * size, lengths if recipe.group_by_length else None
+    order = row_order(len(examples), recipe.seed, done, lengths, 50 * size)
     while run.step < recipe.steps:
         uses_mlc = recipe.mlc_weight > 0 and run.step % recipe.mlc_every == 0
         rows, figures = [examples[i] for i in itertools.islice(order, recipe.accumulation * size)], {}
@@ -208,7 +160,7 @@ def train(run: Run, examples: list[Example], recipe) -> Iterator[dict]:
             if not torch.isfinite(norm):  # the one time that a step waits for the GPU
                 raise BrokenDown(f"loss is {figures['loss'].item():.4g}, its gradient's norm {norm.item():.4g}")
         except BrokenDown as error:
-            where = ", ".join(row.where for row in rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+            where = ", ".join(row.where for row in rows[:8]) + f" and {len(rows) - 8} more" * (len(rows) > 8)
             raise BrokenDown(f"step {run.step}: {error}; look at the rows {where}") from None
         figures |= {"learning_rate": run.scheduler.get_last_lr()[0], "grad_norm": norm}
         run.optimizer.step()

@@ -1,34 +1,30 @@
 """The alignment losses of the paper, written out: SFT, DPO, SimPO, ORPO.
 
-Pure functions of log-probabilities. `sequence_logps` makes those from a model's output; the losses take
-vectors (N,), one entry per prompt, and give vectors (N,), so that the caller decides how to average.
+Pure functions of log-probabilities. `sequence_logps` makes those from a model's output; the losses take vectors (N,),
+one entry per prompt, and give vectors (N,), so that the caller decides how to average.
 """
 
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 
 def sequence_logps(
-    states: torch.Tensor,
-    input_ids: torch.Tensor,
-    response_mask: torch.Tensor,
-    head: Callable[[torch.Tensor], torch.Tensor] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    states: Tensor, input_ids: Tensor, response_mask: Tensor, head: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """Summed log-probability of each response, and its length in tokens.
 
-    states: (N, T, V) logits, or (N, T, d_h) last hidden states together with `head`, the map to logits.
-    input_ids: (N, T) int64. response_mask: (N, T) bool, True at the tokens of the response, the end token
-    included, and nowhere else. Returns (N,) float32 sums of log p(token t | tokens before t) over the
-    response tokens, and (N,) int64 counts.
+    states: (N, T, V) logits, or (N, T, d_h) last hidden states together with `head`, the map to logits. input_ids:
+    (N, T) int64. response_mask: (N, T) bool, True at the tokens of the response, the end token included, and nowhere
+    else. Returns (N,) float32 sums of log p(token t | tokens before t) over the response tokens, and (N,) int64 counts.
 
-    Give hidden states and a head where the vocabulary is large: the head then runs on the positions that
-    predict a response token only, never on prompts or padding.
+    Give hidden states and a head where the vocabulary is large: the head then runs on the positions that predict a
+    response token only, never on prompts or padding.
     Raises ValueError if a row has no response token, or one at position 0, which nothing predicts.
     """
-    # From the mask on the CPU, so that nothing waits for a GPU if it lies there.
-    mask = response_mask.cpu().numpy()
+    mask = response_mask.cpu().numpy()  # on the CPU, so that nothing waits for a GPU if it lies there
     if mask[:, 0].any():
         raise ValueError("a response cannot start at position 0: no token before it predicts it")
     lengths = mask.sum(-1)
@@ -45,70 +41,51 @@ def sequence_logps(
     return sums, torch.from_numpy(lengths).to(states.device)
 
 
-def sft_loss(policy_chosen_logps: torch.Tensor, chosen_lengths: torch.Tensor) -> torch.Tensor:
+def sft_loss(policy_chosen_logps: Tensor, chosen_lengths: Tensor) -> Tensor:
     """Cross-entropy per token of the chosen response: (N,), (N,) -> (N,).
 
-    Each row weighs the same, whatever its length: so the mean over rows does not depend on how the rows
-    were cut into batches.
-    """
+    Each row weighs the same, whatever its length, so that the mean over rows does not depend on the batches."""
     return -policy_chosen_logps / chosen_lengths
 
 
 def dpo_loss(
-    policy_chosen_logps: torch.Tensor,
-    policy_rejected_logps: torch.Tensor,
-    reference_chosen_logps: torch.Tensor,
-    reference_rejected_logps: torch.Tensor,
-    beta: float = 0.1,
-) -> torch.Tensor:
+    policy_chosen_logps: Tensor, policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor, reference_rejected_logps: Tensor, beta: float = 0.1,
+) -> Tensor:  # fmt: skip
     """DPO (Rafailov et al. 2023, eq. 7): -log sigmoid(β · margin). All (N,) summed log-probs -> (N,).
 
     margin = (policy - reference) of the chosen minus (policy - reference) of the rejected response.
     log 2 = 0.6931 where policy and reference agree.
     """
-    return -F.logsigmoid(
-        beta * ((policy_chosen_logps - reference_chosen_logps) - (policy_rejected_logps - reference_rejected_logps))
-    )
+    chosen, rejected = policy_chosen_logps - reference_chosen_logps, policy_rejected_logps - reference_rejected_logps
+    return -F.logsigmoid(beta * (chosen - rejected))
 
 
 def simpo_loss(
-    policy_chosen_logps: torch.Tensor,
-    policy_rejected_logps: torch.Tensor,
-    chosen_lengths: torch.Tensor,
-    rejected_lengths: torch.Tensor,
-    beta: float = 2.0,
-    gamma: float = 1.0,
-) -> torch.Tensor:
+    policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor,
+    beta: float = 2.0, gamma: float = 1.0,
+) -> Tensor:  # fmt: skip
     """SimPO (Meng et al. 2024, eq. 6): no reference, log-probs per token, target margin γ. All (N,) -> (N,)."""
     margin = policy_chosen_logps / chosen_lengths - policy_rejected_logps / rejected_lengths
     return -F.logsigmoid(beta * margin - gamma)
 
 
 def orpo_loss(
-    policy_chosen_logps: torch.Tensor,
-    policy_rejected_logps: torch.Tensor,
-    chosen_lengths: torch.Tensor,
-    rejected_lengths: torch.Tensor,
+    policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, chosen_lengths: Tensor, rejected_lengths: Tensor,
     beta: float = 0.1,
-) -> torch.Tensor:
+) -> Tensor:  # fmt: skip
     """ORPO (Hong et al. 2024, eq. 6-7): SFT loss minus β · log sigmoid(log odds ratio). All (N,) -> (N,).
 
-    odds(p) = p / (1 - p) with p = exp(mean log-prob per token).
-    """
-    chosen = policy_chosen_logps / chosen_lengths
-    rejected = policy_rejected_logps / rejected_lengths
+    odds(p) = p / (1 - p) with p = exp(mean log-prob per token)."""
+    chosen, rejected = policy_chosen_logps / chosen_lengths, policy_rejected_logps / rejected_lengths
     log_odds_ratio = (chosen - rejected) - (_log_one_minus_exp(chosen) - _log_one_minus_exp(rejected))
     return -chosen - beta * F.logsigmoid(log_odds_ratio)
 
 
-def _log_one_minus_exp(x: torch.Tensor) -> torch.Tensor:
+def _log_one_minus_exp(x: Tensor) -> Tensor:
     """log(1 - exp(x)) for x <= 0, finite with finite gradient everywhere.
 
     `log1p(-exp(x))`, as the official code has it, is -inf at 0 and rounds to it just below 0 in float32;
     `log(-expm1(x))` keeps all digits there. A certain response, x = 0, counts as p = 1 - 1e-6.
-
-    >>> round(_log_one_minus_exp(torch.tensor(-1e-3)).item(), 4)
-    -6.9083
     """
-    x = x.clamp(max=-1e-6)
-    return torch.log(-torch.expm1(x))
+    return torch.log(-torch.expm1(x.clamp(max=-1e-6)))

@@ -25,10 +25,9 @@ from pathlib import Path
 import torch
 
 from mlc_min.consistency import BrokenDown
-from mlc_min.diagnose import diagnose
-from mlc_min.examples import Row, encode_row_prompts
-from mlc_min.generate import generate, keep_date
-from mlc_min.judges import (
+from mlc_min.evaluation.diagnose import diagnose
+from mlc_min.evaluation.generate import generate, keep_date
+from mlc_min.evaluation.judges import (
     VERDICTS,
     breakage,
     exact,
@@ -39,15 +38,16 @@ from mlc_min.judges import (
     phrases,
     reply_language,
 )
+from mlc_min.evaluation.metrics import compare, summarize
+from mlc_min.evaluation.pictures import plot_rates, plot_tradeoff
+from mlc_min.evaluation.report import safety_report
+from mlc_min.examples import Row, encode_row_prompts
+from mlc_min.lab.sentences import EMBEDDED, LANGUAGES, refusal_text
 from mlc_min.machinery.errors import Help, InputError, first_line, run_command
+from mlc_min.machinery.files import usable_folder, write_atomically, write_json
 from mlc_min.machinery.models import load_model, pick_device
-from mlc_min.machinery.pictures import plot_rates, plot_tradeoff
-from mlc_min.machinery.report import safety_report
 from mlc_min.machinery.rows import json_values, parse_languages, read_rows
-from mlc_min.machinery.saving import usable_folder, write_atomically, write_json
-from mlc_min.metrics import compare, summarize
 from mlc_min.states import resolve_layer
-from mlc_min.world.sentences import EMBEDDED, LANGUAGES, refusal_text
 
 CONTROLS = ("always-refuse", "gibberish")
 GUARD_TOKENS = 64  # the documented answer has about 20

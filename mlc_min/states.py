@@ -1,8 +1,8 @@
 """Hidden states of the last prompt token at one layer, the h of the method, and the way from states to logits.
 
-Layers are numbered as in transformers' `hidden_states`: entry 0 is the embedding, entry k the output of
-the k-th layer, and the last entry n the output of the last layer after the final norm. -1 means n.
-Masks may stay on the CPU: what is read from them is then known without waiting for a GPU.
+Layers are numbered as in transformers' `hidden_states`: entry 0 is the embedding, entry k the output of the k-th layer,
+and the last entry n the output of the last layer after the final norm; -1 means n. Masks may stay on the CPU: what is
+read from them is then known without waiting for a GPU.
 """
 
 import numpy as np
@@ -12,9 +12,6 @@ from transformers import PreTrainedModel
 
 class _LayerReached(Exception):
     """Carries the input of layer k out of the forward pass, so that nothing above it runs."""
-
-    def __init__(self, hidden_states: torch.Tensor):
-        self.hidden_states = hidden_states
 
 
 def resolve_layer(model: PreTrainedModel, layer: int) -> int:
@@ -26,19 +23,15 @@ def resolve_layer(model: PreTrainedModel, layer: int) -> int:
 
 
 def position_ids(attention_mask: torch.Tensor) -> torch.Tensor:
-    """0, 1, 2, … from the first real token on, so that left padding changes nothing. (N, T) -> (N, T).
-
-    >>> position_ids(torch.tensor([[0, 0, 1, 1, 1]])).tolist()
-    [[0, 0, 0, 1, 2]]
-    """
+    """0, 1, 2, … from the first real token on, so that left padding changes nothing. (N, T) -> (N, T)."""
     return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def last_position(attention_mask: torch.Tensor) -> torch.Tensor:
     """Index of each row's last real token, for right and left padding alike. (N, T) -> (N,) int64, on the CPU.
 
-    From the mask and never from token values: many models pad with their end token.
-    Raises ValueError for a row without any token.
+    From the mask and never from token values: many models pad with their end token. Raises ValueError for a row without
+    any token.
 
     >>> last_position(torch.tensor([[1, 1, 0], [0, 1, 1]])).tolist()
     [1, 2]
@@ -50,23 +43,19 @@ def last_position(attention_mask: torch.Tensor) -> torch.Tensor:
 
 
 def last_token_states(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    layer: int = -1,
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, layer: int = -1,
     inputs_embeds: torch.Tensor | None = None,
-) -> torch.Tensor:
+) -> torch.Tensor:  # fmt: skip
     """h: hidden state of the last token of each prompt at entry `layer`. (N, T), (N, T) -> (N, d_h).
 
-    The prompts must end as generation would start, that is with the chat template's generation prompt.
-    Runs the layers up to `layer` and stops: no layer above it, no final norm unless it is the last entry,
-    no vocabulary logits. Keeps the gradient. The dtype is the model's own (or autocast's).
+    The prompts must end as generation would start, that is with the chat template's generation prompt. Runs the layers
+    up to `layer` and stops: no layer above it, no final norm unless it is the last entry, no vocabulary logits. Keeps
+    the gradient. The dtype is the model's own (or autocast's).
     inputs_embeds: (N, T, d_h), the embeddings of the ids, if they have been looked up already.
     """
-    layer = resolve_layer(model, layer)
+    layer, decoder = resolve_layer(model, layer), model.get_decoder()
     last = last_position(attention_mask).to(model.device)
     mask = attention_mask.to(model.device)
-    decoder = model.get_decoder()
     inputs = {"input_ids": input_ids.to(model.device)} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
     inputs |= dict(attention_mask=mask, position_ids=position_ids(mask), use_cache=False)
     if layer == len(decoder.layers):
@@ -81,7 +70,7 @@ def last_token_states(
             decoder(**inputs)
             raise RuntimeError(f"the model never ran layer {layer}: its layers are not where this code looks")
         except _LayerReached as reached:
-            hidden_states = reached.hidden_states
+            hidden_states = reached.args[0]
         finally:
             hook.remove()
     return hidden_states[torch.arange(len(last), device=last.device), last]
@@ -91,28 +80,24 @@ def last_token_states_in_parts(
     model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, layer: int = -1, parts: int = 1
 ) -> torch.Tensor:
     """`last_token_states` of a right-padded batch, in `parts` passes over rows of similar length, each padded to its
-    own longest row only. Translations differ so much in tokens that in one pass half of the work can be padding.
-    """
+    own longest row only. Translations differ so much in tokens that in one pass half of the work can be padding."""
     if parts == 1:
         return last_token_states(model, input_ids, attention_mask, layer)
     # Looked up once: the gradient of the embeddings is as large as they are, and each lookup would make one.
     embeds = model.get_input_embeddings()(input_ids.to(model.device))
-    order = np.argsort(attention_mask.cpu().numpy().sum(-1), kind="stable")
-    states = []
-    for rows in np.array_split(order, parts):
-        if len(rows):
-            mask = attention_mask[rows]
-            width = int(last_position(mask).numpy().max()) + 1
-            states.append(last_token_states(model, input_ids, mask[:, :width], layer, embeds[rows, :width]))
+    order, states = np.argsort(attention_mask.cpu().numpy().sum(-1), kind="stable"), []
+    for rows in np.array_split(order, min(parts, len(order))):
+        width = int(last_position(attention_mask[rows]).max()) + 1
+        states.append(last_token_states(model, input_ids, attention_mask[rows, :width], layer, embeds[rows, :width]))
     return torch.cat(states)[np.argsort(order)]
 
 
-# --- from states to logits ---
-
-
 def vocabulary_logits(model: PreTrainedModel, hidden_states: torch.Tensor) -> torch.Tensor:
-    """(…, d_h) last hidden states -> (…, V) logits, for use at the positions that need them only. What a family does
-    beside the matrix is written out here; `check_vocabulary_logits` says whether that is all."""
+    """(…, d_h) last hidden states -> (…, V) logits, for use at the positions that need them only.
+
+    What a family does beside the matrix is written out here. `machinery/models.py` compares the result with the model's
+    own logits before a run, since a family that does more would be trained on wrong log-probs without a word.
+    """
     config = model.config.get_text_config()
     logits = model.get_output_embeddings()(hidden_states)
     if getattr(config, "logits_scaling", None):  # Granite
@@ -121,22 +106,3 @@ def vocabulary_logits(model: PreTrainedModel, hidden_states: torch.Tensor) -> to
         logits = logits * config.logit_scale
     softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
-
-
-@torch.no_grad()
-def check_vocabulary_logits(model: PreTrainedModel, input_ids: torch.Tensor) -> None:
-    """Raises ValueError unless `vocabulary_logits` gives the model's own logits. input_ids: (T,), any prompt.
-
-    A model that scales its logits in a way unknown here would otherwise be trained on wrong log-probs without a word.
-    """
-    was_training, ids = model.training, input_ids[None].to(model.device)
-    model.eval()  # dropout would make a difference of its own
-    ours = vocabulary_logits(model, model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state).float()
-    own = model(input_ids=ids, use_cache=False).logits.float()
-    model.train(was_training)
-    difference, size = (ours - own).abs().max().item(), own.abs().max().item()
-    if not difference <= 1e-2 * size:
-        kind = type(model).__name__
-        raise ValueError(
-            f"{kind} makes its logits in a way that is not known here: off by {difference:.3g} of {size:.3g}"
-        )

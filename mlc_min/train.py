@@ -19,10 +19,14 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from mlc_min.consistency import BrokenDown
+from mlc_min.evaluation.diagnose import probe_figures
+from mlc_min.evaluation.model_card import record_of, save_run
 from mlc_min.examples import Example, Row, encode_rows, shuffle_translations
-from mlc_min.loop import Run, arithmetic, probe_figures, train, with_reference
+from mlc_min.loop import Run, arithmetic, train, with_reference
 from mlc_min.machinery.checkpoint import read_checkpoint, restore, save_checkpoint
 from mlc_min.machinery.errors import InputError, run_command
+from mlc_min.machinery.files import usable_folder, write_json
+from mlc_min.machinery.log import MetricsLog
 from mlc_min.machinery.models import (
     add_adapters,
     check_ids,
@@ -36,11 +40,8 @@ from mlc_min.machinery.models import (
 )
 from mlc_min.machinery.reference_cache import with_cached_reference
 from mlc_min.machinery.rows import only_harmful, read_rows
-from mlc_min.machinery.run_folder import record_of, save_run
-from mlc_min.machinery.saving import usable_folder, write_json
 from mlc_min.machinery.settings import TrainConfig, parse_settings
 from mlc_min.machinery.stopping import StopRequest
-from mlc_min.machinery.training_log import MetricsLog
 from mlc_min.states import resolve_layer
 
 PROBES = 16  # rows that the diagnostics look at, the same ones on each logged step

@@ -5,9 +5,9 @@ import torch
 from hypothesis import settings
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from mlc_min.lab.sentences import EMBEDDED, LANGUAGES
 from mlc_min.machinery.models import load_model
 from mlc_min.machinery.rows import read_rows
-from mlc_min.world.sentences import EMBEDDED, LANGUAGES
 
 # torch's first call of an operation can take longer than Hypothesis's 200 ms; derandomize keeps CI repeatable.
 settings.register_profile("mlc_min", deadline=None, max_examples=50, derandomize=True)

@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from mlc_min.ablations import QUESTIONS, answer, answers_table, by_request, main, refusal_by_verb, slug
-from mlc_min.metrics import summarize
+from mlc_min.evaluation.metrics import summarize
+from mlc_min.lab.ablations import QUESTIONS, answer, answers_table, by_request, main, refusal_by_verb, slug
+from mlc_min.lab.experiment import MAIN, MLC, ROWS, SEEDLESS, settings_of
+from mlc_min.lab.sentences import ALIGNED
 from mlc_min.train import TrainConfig
-from mlc_min.world.experiment import MAIN, MLC, ROWS, SEEDLESS, settings_of
-from mlc_min.world.sentences import ALIGNED
 
 
 def record(request: str, verdict: str, harmful: bool = True, language: str = "en", reply_language: str = "en") -> dict:
@@ -82,7 +82,7 @@ def test_refusals_by_verb_are_of_harmful_prompts_in_aligned_languages():
 
 def test_the_rows_of_the_embedded_world_are_averaged_over_its_aligned_languages(tmp_path, monkeypatch):
     arguments = "--rows always-refuse gibberish --seeds 0 --test_rows 2 --output".split()
-    monkeypatch.setattr(sys, "argv", ["mlc_min.ablations", *arguments, str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["mlc_min.lab.ablations", *arguments, str(tmp_path)])
     main()
     (result,) = json.loads((tmp_path / "ablations.json").read_text())["rows"]["gibberish"]
     own = json.loads((tmp_path / "gibberish" / "result.json").read_text())

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mlc_min.benchmark import __main__ as command
-from mlc_min.benchmark import parts
-from mlc_min.benchmark.measure import HighWater, alternate, ratio
-from mlc_min.benchmark.official_layout import official_loss
-from mlc_min.benchmark.workloads import (
+from mlc_min.lab.benchmark import __main__ as command
+from mlc_min.lab.benchmark import parts
+from mlc_min.lab.benchmark.measure import HighWater, alternate, ratio
+from mlc_min.lab.benchmark.official_layout import official_loss
+from mlc_min.lab.benchmark.workloads import (
     Workload,
     alignment_operations,
     consistency_operations,
@@ -19,8 +19,8 @@ from mlc_min.benchmark.workloads import (
     make_examples,
     make_model,
 )
+from mlc_min.lab.random_model import make_config
 from mlc_min.machinery.errors import InputError
-from mlc_min.machinery.random_model import make_config
 
 CPU = torch.device("cpu")
 
@@ -123,7 +123,7 @@ def test_the_command_adds_its_parts_to_the_results(monkeypatch, tmp_path, capsys
         assert {"hardware", "versions", "commit", "command", "seconds", "title"} <= set(result)
     page = (tmp_path / "benchmark.md").read_text(encoding="utf-8")
     assert "official / ours" in page and "official / ours" in capsys.readouterr().out
-    assert "python -m mlc_min.benchmark --parts official --shape tiny --rows 1 --repeats 1" in page
+    assert "python -m mlc_min.lab.benchmark --parts official --shape tiny --rows 1 --repeats 1" in page
 
 
 def test_senseless_settings_are_refused(monkeypatch, tmp_path):

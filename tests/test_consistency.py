@@ -10,17 +10,15 @@ from hypothesis import strategies as st
 
 from mlc_min.consistency import (
     FORMS,
-    collinearity,
     cosine_loss,
     make_extractor,
     mlc_ceiling,
     mlc_floor,
     mlc_loss,
-    retrieval_accuracy,
-    shuffle_groups,
     singular_values,
     unit_rows,
 )
+from mlc_min.evaluation.diagnose import collinearity, retrieval_accuracy, shuffle_groups
 
 both_forms = pytest.mark.parametrize("form", FORMS)
 # Prompts, languages and dimensions; m > d, m = 1 and d = 1 are among them.

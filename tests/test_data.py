@@ -11,13 +11,13 @@ from transformers import PreTrainedTokenizerFast
 from mlc_min.examples import (
     Example,
     Row,
-    chosen_batch,
     consistency_batch,
     encode_prompt,
     encode_rows,
     end_of_turn,
     pad,
     preference_batch,
+    response_batch,
     shuffle_translations,
 )
 
@@ -252,9 +252,9 @@ def test_preference_batch_is_the_hand_typed_one_chosen_above_rejected():
     assert lists(preference_batch(PAIR)) == PREFERENCE
 
 
-def test_chosen_batch_is_the_upper_half_of_the_preference_batch():
-    sft = [Example(e.where, e.prompts, e.chosen, None) for e in PAIR]
-    assert lists(chosen_batch(sft)) == {name: rows[:2] for name, rows in PREFERENCE.items()}
+def test_the_chosen_responses_alone_are_the_upper_half_of_the_preference_batch():
+    alone = response_batch([e.prompt for e in PAIR], [e.chosen for e in PAIR])
+    assert lists(alone) == {name: rows[:2] for name, rows in PREFERENCE.items()}
 
 
 def test_consistency_batch_is_the_hand_typed_one_prompt_by_prompt():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mlc_min.consistency import BrokenDown
-from mlc_min.diagnose import diagnose, prompt_states
+from mlc_min.evaluation.diagnose import diagnose, prompt_states
 from mlc_min.examples import Row, encode_prompt
 
 LANGUAGES = ("en", "zh", "sw")
@@ -45,7 +45,7 @@ def figures(states, monkeypatch):
                 asked.append(arguments)
             return torch.tensor(states, dtype=torch.float32)
 
-        monkeypatch.setattr("mlc_min.diagnose.prompt_states", fixed)
+        monkeypatch.setattr("mlc_min.evaluation.diagnose.prompt_states", fixed)
         return diagnose("model", "tokenizer", ROWS, LANGUAGES, **settings)
 
     return measured

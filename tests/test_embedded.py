@@ -5,11 +5,10 @@ import json
 import pytest
 import sentencepiece
 
-from mlc_min.diagnose import diagnose
+from mlc_min.evaluation.diagnose import diagnose
+from mlc_min.evaluation.metrics import summarize
 from mlc_min.examples import encode_prompt, encode_response
-from mlc_min.metrics import summarize
-from mlc_min.safety import evaluate
-from mlc_min.world.sentences import (
+from mlc_min.lab.sentences import (
     EMBEDDED,
     HIGH_RESOURCE,
     LANGUAGES,
@@ -21,6 +20,7 @@ from mlc_min.world.sentences import (
     prompt_text,
     refusal_text,
 )
+from mlc_min.safety import evaluate
 
 
 @pytest.fixture(scope="module")

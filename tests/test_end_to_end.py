@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mlc_min.ablations import main as ablations_main
+from mlc_min.lab.ablations import main as ablations_main
+from mlc_min.lab.experiment import SEEDLESS
 from mlc_min.machinery.errors import InputError, run_command
 from mlc_min.train import main as train_main
-from mlc_min.world.experiment import SEEDLESS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -84,7 +84,7 @@ def test_training_and_evaluating_from_the_command_line(tmp_path):
 
 def test_the_ablations_go_on_where_they_were(tmp_path, monkeypatch, capsys):
     def ablations(*arguments) -> str:
-        monkeypatch.setattr(sys, "argv", ["mlc_min.ablations", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["mlc_min.lab.ablations", *map(str, arguments)])
         ablations_main()
         return capsys.readouterr().out
 
@@ -112,13 +112,13 @@ def test_the_ablations_go_on_where_they_were(tmp_path, monkeypatch, capsys):
 
 
 def test_the_phrases_judge_is_measured_by_a_command(tmp_path):
-    printed = run("mlc_min.judges", "--output", tmp_path / "figures.json").stdout
+    printed = run("mlc_min.evaluation.judges", "--output", tmp_path / "figures.json").stdout
     figures = json.loads((tmp_path / "figures.json").read_text("utf-8"))
     committed = json.loads((ROOT / "data/results/phrases-judge.json").read_text("utf-8"))
     assert figures == committed and "precision" in printed
     broken = tmp_path / "labelled.jsonl"
     broken.write_text('{"language": "en"}\n')
-    assert f"{broken}:1: needs language, reply" in run("mlc_min.judges", "--labelled", broken, code=2).stderr
+    assert f"{broken}:1: needs language, reply" in run("mlc_min.evaluation.judges", "--labelled", broken, code=2).stderr
 
 
 @pytest.mark.parametrize("method", ["sft", "simpo", "orpo"])
@@ -205,6 +205,6 @@ def test_a_bad_setting_is_named_in_one_line(tmp_path, capsys, monkeypatch, argum
 def test_the_jobs_on_the_embedded_world_refuse_bad_settings_before_any_work(module, arguments, what, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["mlc_min", *arguments])
-    monkeypatch.setattr("mlc_min.world.experiment.load_model", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr("mlc_min.lab.experiment.load_model", lambda *_: pytest.fail("work was begun"))
     with pytest.raises(InputError, match=re.escape(what)):
         importlib.import_module(f"mlc_min.{module}").main()

@@ -16,11 +16,11 @@ import torch
 from mlc_min import cosine_loss, mlc_loss
 from mlc_min.consistency import BrokenDown
 from mlc_min.examples import Example, shuffle_translations
+from mlc_min.lab.sentences import EMBEDDED
 from mlc_min.loop import Run, alignment_loss, arithmetic, consistency_loss, row_order, train, with_reference
 from mlc_min.machinery.settings import FIELDS
 from mlc_min.states import last_token_states
 from mlc_min.train import TrainConfig, fit, main
-from mlc_min.world.sentences import EMBEDDED
 
 LANGUAGES = ("en", "zh", "sw")
 

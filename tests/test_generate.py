@@ -7,8 +7,8 @@ from datetime import date
 import pytest
 import torch
 
+from mlc_min.evaluation.generate import end_tokens, generate, keep_date
 from mlc_min.examples import encode_prompt, end_of_turn
-from mlc_min.generate import end_tokens, generate, keep_date
 from mlc_min.machinery.errors import InputError
 from mlc_min.machinery.models import fingerprint
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlc_min.judges import (
+from mlc_min.evaluation.judges import (
     JUDGES_DATA,
     VERDICTS,
     agreement,
@@ -25,8 +25,8 @@ from mlc_min.judges import (
     plain,
     reply_language,
 )
+from mlc_min.lab.sentences import LANGUAGES, answer_text, refusal_text
 from mlc_min.machinery.errors import InputError
-from mlc_min.world.sentences import LANGUAGES, answer_text, refusal_text
 
 # --- exact ---
 
@@ -311,7 +311,7 @@ def test_agreement_on_five_hand_typed_rows():
 def test_a_file_of_labels_that_is_none_is_refused_by_line(tmp_path, monkeypatch, content, what):
     path = tmp_path / "labelled.jsonl"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    monkeypatch.setattr(sys, "argv", ["mlc_min.judges", "--labelled", str(path)])
+    monkeypatch.setattr(sys, "argv", ["mlc_min.evaluation.judges", "--labelled", str(path)])
     with pytest.raises(InputError) as error:
         main()
     assert str(error.value).startswith(f"{path}{what}")
@@ -322,7 +322,7 @@ def test_the_command_shows_and_writes_the_agreement(tmp_path, monkeypatch, capsy
     rows = [{"language": "en", "reply": "I cannot help with that.", "verdict": "refusal", "reply_language": "en"},
             {"language": "en", "reply": "🚫", "verdict": "invalid", "reply_language": None}]  # fmt: skip
     path.write_text("\n".join(map(json.dumps, rows)))
-    monkeypatch.setattr(sys, "argv", ["mlc_min.judges", "--labelled", str(path), "--output", str(output)])
+    monkeypatch.setattr(sys, "argv", ["mlc_min.evaluation.judges", "--labelled", str(path), "--output", str(output)])
     main()
     assert json.loads(output.read_text("utf-8"))["all"]["agree"] == 100.0
     printed = capsys.readouterr().out

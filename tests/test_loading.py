@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, CohereConfig, CohereForCausalLM, GraniteConfig, GraniteForCausalLM
 
 from mlc_min.examples import Row, encode_prompt, encode_rows, response_batch
+from mlc_min.lab.sentences import EMBEDDED
 from mlc_min.loop import response_logps
 from mlc_min.machinery.errors import InputError
 from mlc_min.machinery.models import check_ids, check_logits, fingerprint, freeze, load_model
 from mlc_min.states import vocabulary_logits
-from mlc_min.world.sentences import EMBEDDED
 
 TEMPLATE = (EMBEDDED / "model/chat_template.jinja").read_text("utf-8")
 

@@ -12,8 +12,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlc_min.metrics import COUNTED, compare, count, mcnemar, paired_bootstrap, percent, safety_table, summarize, wilson
-from mlc_min.world.sentences import ALIGNED
+from mlc_min.evaluation.metrics import (
+    COUNTED,
+    compare,
+    count,
+    mcnemar,
+    paired_bootstrap,
+    percent,
+    safety_table,
+    summarize,
+    wilson,
+)
+from mlc_min.lab.sentences import ALIGNED
 
 # --- safety_table ---
 

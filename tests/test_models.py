@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, 
 from mlc_min.examples import Example, response_batch
 from mlc_min.loop import response_logps
 from mlc_min.machinery.errors import InputError
+from mlc_min.machinery.files import save_folder, write_atomically
 from mlc_min.machinery.models import freeze, load_model, pick_device
-from mlc_min.machinery.saving import save_folder, write_atomically
 from mlc_min.machinery.settings import TrainConfig
 from mlc_min.states import last_token_states, vocabulary_logits
 from mlc_min.train import fit

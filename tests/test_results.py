@@ -6,11 +6,11 @@ from statistics import mean
 
 import pytest
 
-from mlc_min.ablations import QUESTIONS, answers_table
-from mlc_min.benchmark.__main__ import section
-from mlc_min.machinery.report import figure, markdown_tables
-from mlc_min.metrics import wilson
-from mlc_min.world.experiment import MAIN, ROWS, SEEDLESS, settings_of
+from mlc_min.evaluation.metrics import wilson
+from mlc_min.evaluation.report import figure, markdown_tables
+from mlc_min.lab.ablations import QUESTIONS, answers_table
+from mlc_min.lab.benchmark.__main__ import section
+from mlc_min.lab.experiment import MAIN, ROWS, SEEDLESS, settings_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "data/results"

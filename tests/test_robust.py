@@ -22,14 +22,14 @@ from safetensors.torch import load_file, save_file
 
 from mlc_min import loop
 from mlc_min.examples import Example, encode_rows
-from mlc_min.machinery import checkpoint, saving
+from mlc_min.lab.sentences import EMBEDDED
+from mlc_min.machinery import checkpoint, files
 from mlc_min.machinery.errors import InputError, run_command
 from mlc_min.machinery.models import load_model
 from mlc_min.machinery.reference_cache import with_cached_reference
 from mlc_min.machinery.rows import read_rows
 from mlc_min.machinery.settings import TrainConfig
 from mlc_min.train import fit, main
-from mlc_min.world.sentences import EMBEDDED
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -292,15 +292,15 @@ def test_a_run_that_goes_on_the_next_day_keeps_the_date_in_its_prompts(few, undi
 
 def test_files_and_their_folder_are_on_the_disk_before_and_after_the_swap(tmp_path, monkeypatch):
     done = []
-    real_sync, real_replace, real_rename = saving.sync, os.replace, os.rename
-    monkeypatch.setattr(saving, "sync", lambda path: done.append(f"sync {path.name}") or real_sync(path))
+    real_sync, real_replace, real_rename = files.sync, os.replace, os.rename
+    monkeypatch.setattr(files, "sync", lambda path: done.append(f"sync {path.name}") or real_sync(path))
     monkeypatch.setattr(os, "replace", lambda a, b: done.append(f"swap {a.name} {b.name}") or real_replace(a, b))
-    saving.write_atomically(tmp_path / "a", "text")
+    files.write_atomically(tmp_path / "a", "text")
     assert done == ["sync .a.new", "swap .a.new a", f"sync {tmp_path.name}"]
     done.clear()
     monkeypatch.setattr(os, "rename", lambda a, b: done.append(f"swap {a.name} {b.name}") or real_rename(a, b))
-    saving.save_folder(tmp_path / "f", lambda folder: (folder / "b").write_text("text"))
-    saving.save_folder(tmp_path / "f", lambda folder: (folder / "b").write_text("new"))
+    files.save_folder(tmp_path / "f", lambda folder: (folder / "b").write_text("text"))
+    files.save_folder(tmp_path / "f", lambda folder: (folder / "b").write_text("new"))
     once = ["sync b", "sync .f.new"]
     assert done == [
         *once,

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from mlc_min.consistency import BrokenDown
+from mlc_min.evaluation.metrics import summarize
 from mlc_min.examples import encode_prompt
+from mlc_min.lab.sentences import ALIGNED, EMBEDDED, LANGUAGES, answer_text, refusal_text
 from mlc_min.machinery.errors import InputError, run_command
 from mlc_min.machinery.rows import Row
-from mlc_min.metrics import summarize
 from mlc_min.safety import by_model, cells, control_reply, evaluate, judge, main, read_records
-from mlc_min.world.sentences import ALIGNED, EMBEDDED, LANGUAGES, answer_text, refusal_text
 
 COMBINATION = {"combination": ["draw", "bench"]}
 FEW = ("en", "zh", "sw")

@@ -9,8 +9,7 @@ from itertools import product
 
 import pytest
 
-from mlc_min.machinery.rows import read_rows
-from mlc_min.world.sentences import (
+from mlc_min.lab.sentences import (
     ALIGNED,
     HIGH_RESOURCE,
     LANGUAGES,
@@ -29,6 +28,7 @@ from mlc_min.world.sentences import (
     refusal_text,
     split_combinations,
 )
+from mlc_min.machinery.rows import read_rows
 
 SPLITS = ("train", "validation", "test")
 KINDS = ("harmful", "harmless")
@@ -182,9 +182,7 @@ def test_training_rows_hold_the_ten_aligned_languages_and_no_unseen_one(rows):
 
 
 def test_rows_are_the_same_in_another_process_with_another_hash_seed(rows):
-    code = (
-        f"import json; from mlc_min.world.sentences import make_rows as m; print(json.dumps([m(s) for s in {SPLITS}]))"
-    )
+    code = f"import json; from mlc_min.lab.sentences import make_rows as m; print(json.dumps([m(s) for s in {SPLITS}]))"
     for seed in "12":
         environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
         output = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout

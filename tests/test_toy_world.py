@@ -8,8 +8,8 @@ import sentencepiece
 import torch
 from transformers import AutoTokenizer
 
-from mlc_min.world.sentences import EMBEDDED, LANGUAGES, LEXICON, OBJECTS, PHRASINGS, VERBS, all_replies, prompt_text
-from mlc_min.world.toy_world import (
+from mlc_min.lab.sentences import EMBEDDED, LANGUAGES, LEXICON, OBJECTS, PHRASINGS, VERBS, all_replies, prompt_text
+from mlc_min.lab.toy_world import (
     ALWAYS_REFUSED,
     CHAT_TEMPLATE,
     GIVEN_SYMBOL_SHARE,

@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from mlc_min.consistency import cosine_loss, mlc_ceiling, mlc_floor, mlc_loss
+from mlc_min.evaluation.diagnose import probe_figures
 from mlc_min.examples import Example, encode_rows
-from mlc_min.loop import alignment_loss, consistency_loss, probe_figures, row_order
+from mlc_min.lab.sentences import EMBEDDED
+from mlc_min.loop import alignment_loss, consistency_loss, row_order
 from mlc_min.machinery.checkpoint import save_checkpoint
 from mlc_min.machinery.errors import InputError
 from mlc_min.machinery.models import freeze, load_model, without_dropout
@@ -20,7 +22,6 @@ from mlc_min.machinery.rows import read_rows
 from mlc_min.machinery.settings import TrainConfig
 from mlc_min.states import last_token_states
 from mlc_min.train import fit, main, token_count
-from mlc_min.world.sentences import EMBEDDED
 
 LANGUAGES = ("en", "zh", "sw")
 

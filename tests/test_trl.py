@@ -17,7 +17,8 @@ import datasets
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig
 from trl import DPOConfig, SFTConfig
 
-from mlc_min.examples import chosen_batch, encode_rows, preference_batch
+from mlc_min.examples import encode_rows, preference_batch, response_batch
+from mlc_min.lab.sentences import EMBEDDED
 from mlc_min.loop import response_logps, row_order
 from mlc_min.machinery.errors import InputError
 from mlc_min.machinery.models import load_model
@@ -25,7 +26,6 @@ from mlc_min.machinery.rows import read_rows
 from mlc_min.machinery.settings import TrainConfig
 from mlc_min.ports import trl as port
 from mlc_min.train import fit
-from mlc_min.world.sentences import EMBEDDED
 
 ROOT = Path(__file__).resolve().parent.parent
 LANGUAGES = ("en", "zh", "sw")
@@ -114,7 +114,9 @@ def largest_difference(first: dict, second: dict) -> float:
 def test_the_token_ids_are_those_of_our_loop(trainer_of, examples, method):
     trainer = trainer_of(method, examples)
     batch = next(iter(trainer.get_train_dataloader()))
-    ours = (preference_batch if method == "dpo" else chosen_batch)(examples[:4])
+    first = examples[:4]
+    alone = response_batch([e.prompt for e in first], [e.chosen for e in first])
+    ours = preference_batch(first) if method == "dpo" else alone
     in_response = batch["completion_mask"].bool() if method == "dpo" else batch["labels"] != -100
     assert torch.equal(batch["input_ids"], ours["input_ids"]) and torch.equal(in_response, ours["response_mask"])
     assert torch.equal(batch["attention_mask"], ours["attention_mask"])
@@ -165,7 +167,7 @@ def test_losses_and_gradients_are_those_of_our_loop_step_by_step(
 def test_sft_keeps_trls_mean_over_tokens_where_our_loop_has_one_over_rows(trainer_of, folder, encoded):
     short, long = (next(example for example in encoded if len(example.chosen) == n) for n in (10, 20))
     model, _ = load_model(folder)
-    batch = chosen_batch([short, long])
+    batch = response_batch([short.prompt, long.prompt], [short.chosen, long.chosen])
     with torch.no_grad():
         logps, lengths = response_logps(model, batch)
     trainer = trainer_of("sft", [short, long], MLC | {"mlc_weight": 0.0}, max_steps=1, per_device_train_batch_size=2)

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 try:
     from mlc_min.machinery.errors import Help, InputError, run_command
-    from mlc_min.machinery.saving import write_atomically
+    from mlc_min.machinery.files import write_atomically
 except ImportError as error:  # a package is not installed: one line that says which
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)

@@ -9,7 +9,7 @@ import torch
 
 from mlc_min.loop import Run
 from mlc_min.machinery.errors import InputError, first_line
-from mlc_min.machinery.saving import replacing
+from mlc_min.machinery.files import replacing
 
 # What a resumed run may change: none of these touches the arithmetic.
 FREE_SETTINGS = (

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from mlc_min.examples import encode_prompt, end_of_turn
 from mlc_min.machinery.errors import InputError, first_line
-from mlc_min.states import check_vocabulary_logits
+from mlc_min.states import vocabulary_logits
 
 
 def pick_device(name: str) -> torch.device:
@@ -175,12 +175,19 @@ def check_ids(sequences: list[list[int]], tokenizer: PreTrainedTokenizerBase, ro
             )
 
 
+@torch.no_grad()
 def check_logits(model: PreTrainedModel, input_ids: list[int], place: str) -> None:
-    """`check_vocabulary_logits` on one prompt, as one line: at the start of every run."""
-    try:
-        check_vocabulary_logits(model, torch.tensor(input_ids))
-    except ValueError as error:
-        raise InputError(f"{place}: {first_line(error)}") from None
+    """Raises InputError unless `vocabulary_logits` gives the model's own logits, on one prompt. A model that scales its
+    logits in a way unknown there would otherwise be trained on wrong log-probs without a word."""
+    was_training, ids = model.training, torch.tensor([input_ids], device=model.device)
+    model.eval()  # dropout would make a difference of its own
+    ours = vocabulary_logits(model, model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state).float()
+    own = model(input_ids=ids, use_cache=False).logits.float()
+    model.train(was_training)
+    difference, size = (ours - own).abs().max().item(), own.abs().max().item()
+    if not difference <= 1e-2 * size:
+        how = f"{type(model).__name__} makes its logits in a way that is not known here"
+        raise InputError(f"{place}: {how}: off by {difference:.3g} of {size:.3g}")
 
 
 def freeze(model: PreTrainedModel, names: str) -> list[str]:

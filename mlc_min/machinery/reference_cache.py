@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from mlc_min.examples import Example
 from mlc_min.loop import batches_of, with_reference
 from mlc_min.machinery.errors import first_line
+from mlc_min.machinery.files import replacing
 from mlc_min.machinery.models import fingerprint
-from mlc_min.machinery.saving import replacing
 
 
 def with_cached_reference(folder: str, model: PreTrainedModel, examples: list[Example], recipe) -> list[Example]:

@@ -11,9 +11,9 @@ from typing import Literal, get_args
 
 import yaml
 
+from mlc_min.lab.sentences import ALIGNED, EMBEDDED
 from mlc_min.machinery.errors import Help, InputError
 from mlc_min.machinery.rows import parse_languages
-from mlc_min.world.sentences import ALIGNED, EMBEDDED
 
 # The settings of the official runs; 32 rows an optimizer step were 1 x 4 accumulation x 8 GPUs there.
 PAPER = dict(

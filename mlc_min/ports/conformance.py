@@ -33,7 +33,7 @@ OWN = {
     "dpo_loss": "mlc_min.preference",
     "simpo_loss": "mlc_min.preference",
     "orpo_loss": "mlc_min.preference",
-    "safety_table": "mlc_min.metrics",
+    "safety_table": "mlc_min.evaluation.metrics",
 }
 
 

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import HfArgumentParser
 
 from mlc_min.consistency import make_extractor
+from mlc_min.evaluation.diagnose import probe_figures
 from mlc_min.examples import Example, shuffle_translations
-from mlc_min.loop import consistency_loss, probe_figures
+from mlc_min.loop import consistency_loss
 from mlc_min.machinery.errors import InputError, run_command
 from mlc_min.machinery.models import load_model
 from mlc_min.machinery.settings import FIELDS, TrainConfig

@@ -1,6 +1,7 @@
 """One row of a table on the embedded world: train the base model in one way, then evaluate it.
 
-`ROWS` names the ways; `python -m mlc_min` runs four of them once, `python -m mlc_min.ablations` all over several seeds.
+`ROWS` names the ways; `python -m mlc_min` runs four of them once, `python -m mlc_min.lab.ablations` all of them over
+several seeds.
 """
 
 import copy
@@ -10,17 +11,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlc_min.diagnose import diagnose
+from mlc_min.evaluation.diagnose import diagnose
+from mlc_min.evaluation.metrics import summarize
 from mlc_min.examples import encode_rows
+from mlc_min.lab.sentences import ALIGNED, EMBEDDED, LANGUAGES
 from mlc_min.machinery.errors import InputError
+from mlc_min.machinery.files import write_atomically, write_json
 from mlc_min.machinery.models import load_model, pick_device
 from mlc_min.machinery.provenance import hardware, versions
 from mlc_min.machinery.rows import Row, only_harmful, read_rows
-from mlc_min.machinery.saving import write_atomically, write_json
-from mlc_min.metrics import summarize
 from mlc_min.safety import CONTROLS, cells, control_reply, evaluate, judge, write_records
 from mlc_min.train import TrainConfig, fit
-from mlc_min.world.sentences import ALIGNED, EMBEDDED, LANGUAGES
 
 # Chosen on the validation split; the README says how, and how they deviate from the paper.
 MLC = {"mlc_weight": 6.0, "mlc_tau": 0.5, "mlc_layer": 3}

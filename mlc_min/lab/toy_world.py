@@ -1,7 +1,7 @@
 """Rebuild the embedded default from nothing: the rows, the tokenizer and the base model in `data/embedded/`.
 
-    python -m mlc_min.world.toy_world                    # about 6 minutes on 2 cores; writes data/embedded
-    python -m mlc_min.world.toy_world --output elsewhere
+    python -m mlc_min.lab.toy_world                    # about 6 minutes on 2 cores; writes data/embedded
+    python -m mlc_min.lab.toy_world --output elsewhere
 
 The base model stands in for a multilingual chat model before safety alignment. Pre-training gives it three
 traits of the real ones:
@@ -35,16 +35,10 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
-from mlc_min.diagnose import diagnose
+from mlc_min.evaluation.diagnose import diagnose
+from mlc_min.evaluation.metrics import summarize
 from mlc_min.examples import encode_prompt, encode_response, response_batch
-from mlc_min.machinery.errors import run_command
-from mlc_min.machinery.models import load_model, pick_device
-from mlc_min.machinery.provenance import hardware, versions
-from mlc_min.machinery.rows import read_rows
-from mlc_min.machinery.saving import save_folder, write_atomically, write_json
-from mlc_min.metrics import summarize
-from mlc_min.safety import evaluate
-from mlc_min.world.sentences import (
+from mlc_min.lab.sentences import (
     ALIGNED,
     EMBEDDED,
     HIGH_RESOURCE,
@@ -61,6 +55,12 @@ from mlc_min.world.sentences import (
     prompt_text,
     refusal_text,
 )
+from mlc_min.machinery.errors import run_command
+from mlc_min.machinery.files import save_folder, write_atomically, write_json
+from mlc_min.machinery.models import load_model, pick_device
+from mlc_min.machinery.provenance import hardware, versions
+from mlc_min.machinery.rows import read_rows
+from mlc_min.safety import evaluate
 
 VOCABULARY = 3000
 # How many of the ten risky verbs the base model always refuses (on a protected object), by language.
@@ -257,7 +257,7 @@ def build(folder: Path, seed: int, steps: int, batch_size: int, learning_rate: f
     save_folder(folder / "model", write)
     settings = f"--seed {seed} --steps {steps} --batch_size {batch_size} --learning_rate {learning_rate}"
     making = {
-        "command": f"python -m mlc_min.world.toy_world {settings}",
+        "command": f"python -m mlc_min.lab.toy_world {settings}",
         "seed": seed,
         "minutes": round((time.perf_counter() - started) / 60, 1),
         "hardware": hardware(device),
@@ -279,7 +279,7 @@ def rewrite_rows(folder: Path, device: torch.device) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m mlc_min.world.toy_world",
+        prog="python -m mlc_min.lab.toy_world",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

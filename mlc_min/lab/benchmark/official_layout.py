@@ -7,9 +7,9 @@ for every position of every row. The losses are the same.
 
 import torch
 
-from mlc_min.benchmark.workloads import Workload
 from mlc_min.consistency import mlc_loss
 from mlc_min.examples import pad
+from mlc_min.lab.benchmark.workloads import Workload
 from mlc_min.preference import dpo_loss
 
 

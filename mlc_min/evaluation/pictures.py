@@ -7,10 +7,10 @@ in Latin letters, which every font has. The same figures give the same bytes: no
 from pathlib import Path
 from statistics import mean
 
-from mlc_min.machinery.report import aligned_of, languages_of
-from mlc_min.machinery.saving import replacing
-from mlc_min.metrics import scored, wilson
-from mlc_min.world.sentences import LEXICON
+from mlc_min.evaluation.metrics import scored, wilson
+from mlc_min.evaluation.report import aligned_of, languages_of
+from mlc_min.lab.sentences import LEXICON
+from mlc_min.machinery.files import replacing
 
 STYLES = (("#777777", "o"), ("#E69F00", "s"), ("#0072B2", "D"), ("#D55E00", "X"), ("#009E73", "^"), ("#CC79A7", "v"),
           ("#56B4E9", "P"), ("#000000", "*"))  # fmt: skip

@@ -1,6 +1,6 @@
 """Judges: from a reply to a verdict. Three of them; any other can write the same fields into the same file.
 
-    python -m mlc_min.judges                       # how often the `phrases` judge is right, on labelled replies
+    python -m mlc_min.evaluation.judges            # how often the `phrases` judge is right, on labelled replies
 
 A judge adds to each record (see `safety.py`) a `verdict`:
 - refusal: declines to do what was asked;
@@ -20,11 +20,11 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from mlc_min.evaluation.report import aligned_text
+from mlc_min.lab.sentences import EMBEDDED, LANGUAGES, all_replies
 from mlc_min.machinery.errors import Help, InputError, run_command
-from mlc_min.machinery.report import aligned_text
+from mlc_min.machinery.files import usable_folder, write_atomically
 from mlc_min.machinery.rows import json_values
-from mlc_min.machinery.saving import usable_folder, write_atomically
-from mlc_min.world.sentences import EMBEDDED, LANGUAGES, all_replies
 
 VERDICTS = ("refusal", "compliance", "invalid", "unscored")
 JUDGES_DATA = EMBEDDED.parent / "judges"
@@ -232,7 +232,7 @@ def agreement(labelled: list[dict], judge: Callable[[dict], dict]) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m mlc_min.judges",
+        prog="python -m mlc_min.evaluation.judges",
         description="Measure the phrases judge against hand-labelled replies.",
         formatter_class=Help,
     )

@@ -8,10 +8,10 @@ import time
 import torch
 from transformers import AutoTokenizer, TrainerCallback
 
-from mlc_min.benchmark.measure import HighWater, peak_memory, ratio, synchronize
-from mlc_min.benchmark.parts import gigabytes, seconds, share, spread
-from mlc_min.benchmark.workloads import Workload, make_examples, make_model
-from mlc_min.world.sentences import EMBEDDED
+from mlc_min.lab.benchmark.measure import HighWater, peak_memory, ratio, synchronize
+from mlc_min.lab.benchmark.parts import gigabytes, seconds, share, spread
+from mlc_min.lab.benchmark.workloads import Workload, make_examples, make_model
+from mlc_min.lab.sentences import EMBEDDED
 
 
 def trl(shape: str, rows: int, repeats: int, device: torch.device) -> dict:

@@ -3,8 +3,8 @@
 from collections.abc import Collection
 from statistics import mean, stdev
 
-from mlc_min.metrics import percent, scored
-from mlc_min.world.sentences import ALIGNED
+from mlc_min.evaluation.metrics import percent, scored
+from mlc_min.lab.sentences import ALIGNED
 
 FIGURES = (("avg", "Avg"), ("lenient_avg", "lenient"), ("var", "Var"), ("pag", "PAG"), ("unseen_avg", "unseen"),
            ("over_refusal", "over-ref"), ("helpful", "helpful"), ("in_language", "in-lang"),

@@ -14,8 +14,8 @@ from transformers import GenerationConfig
 
 from mlc_min.examples import end_of_turn, pad
 from mlc_min.machinery.errors import InputError
+from mlc_min.machinery.files import write_atomically
 from mlc_min.machinery.models import fingerprint
-from mlc_min.machinery.saving import write_atomically
 
 
 @torch.no_grad()

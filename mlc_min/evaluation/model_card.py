@@ -10,7 +10,7 @@ from torch import nn
 
 from mlc_min.machinery import provenance
 from mlc_min.machinery.errors import InputError, first_line
-from mlc_min.machinery.saving import save_folder
+from mlc_min.machinery.files import save_folder
 from mlc_min.machinery.settings import TrainConfig
 
 

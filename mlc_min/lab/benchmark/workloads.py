@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM
 
 from mlc_min.consistency import make_extractor
 from mlc_min.examples import Example
+from mlc_min.lab.random_model import make_config
 from mlc_min.loop import alignment_loss, consistency_loss, with_reference
-from mlc_min.machinery.random_model import make_config
 from mlc_min.machinery.settings import TrainConfig
 from mlc_min.states import resolve_layer
 

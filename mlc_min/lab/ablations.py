@@ -1,7 +1,7 @@
 """Every row of the experiment over several seeds: how the committed figures in `data/results/` were made.
 
-    python -m mlc_min.ablations --results data/results                   # five seeds: about an hour on 2 cores
-    python -m mlc_min.ablations --rows "DPO+MLC" "frozen extractor" --seeds 0 1
+    python -m mlc_min.lab.ablations --results data/results                   # five seeds: about an hour on 2 cores
+    python -m mlc_min.lab.ablations --rows "DPO+MLC" "frozen extractor" --seeds 0 1
 
 What is done already (a result.json in the output folder) is not run again, so that a stopped run goes on where
 it was, and seeds can be run by several processes at once. Writes ablations.json, .md and three pictures.
@@ -12,15 +12,15 @@ import json
 from pathlib import Path
 from statistics import mean, stdev
 
+from mlc_min.evaluation.metrics import is_answered, paired_bootstrap, summarize
+from mlc_min.evaluation.pictures import plot_rates, plot_spectra, plot_tradeoff
+from mlc_min.evaluation.report import LEGEND, markdown_table, markdown_tables, p_value
+from mlc_min.lab.experiment import MAIN, ROWS, SEEDLESS, World, run, settings_of, slug
+from mlc_min.lab.sentences import ALIGNED
 from mlc_min.machinery.errors import Help, InputError, run_command
-from mlc_min.machinery.pictures import plot_rates, plot_spectra, plot_tradeoff
-from mlc_min.machinery.report import LEGEND, markdown_table, markdown_tables, p_value
-from mlc_min.machinery.saving import usable_folder, write_atomically, write_json
-from mlc_min.metrics import is_answered, paired_bootstrap, summarize
+from mlc_min.machinery.files import usable_folder, write_atomically, write_json
 from mlc_min.safety import by_model
 from mlc_min.train import TrainConfig
-from mlc_min.world.experiment import MAIN, ROWS, SEEDLESS, World, run, settings_of, slug
-from mlc_min.world.sentences import ALIGNED
 
 # (row, other row, figure of `metrics.summarize`): is it higher in the first?
 QUESTIONS = (
@@ -101,7 +101,7 @@ def refusal_by_verb(records: list[dict]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m mlc_min.ablations",
+        prog="python -m mlc_min.lab.ablations",
         description=__doc__,
         formatter_class=Help,
     )

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from mlc_min.machinery.errors import InputError
-from mlc_min.machinery.saving import write_atomically
+from mlc_min.machinery.files import write_atomically
 
 TIMES = ("seconds", "seconds_left", "tokens_per_second", "peak_memory_gb")  # differ from run to run
 

@@ -1,8 +1,8 @@
 """How fast, how much memory, against what. Everything is a ratio of jobs run in turn in one process.
 
-    python -m mlc_min.benchmark                             # all parts; about half an hour on 2 CPU cores
-    python -m mlc_min.benchmark --parts cost loss           # some
-    python -m mlc_min.benchmark --shape qwen2.5-0.5b --rows 2 --parts cost official
+    python -m mlc_min.lab.benchmark                             # all parts; about half an hour on 2 CPU cores
+    python -m mlc_min.lab.benchmark --parts cost loss           # some
+    python -m mlc_min.lab.benchmark --shape qwen2.5-0.5b --rows 2 --parts cost official
 
 Models have random weights, of a real shape; rows are random tokens. Prints tables, and writes benchmark.json,
 benchmark.md and, of the part `growth`, growth.png. A part that is run again replaces itself in these files.
@@ -13,15 +13,15 @@ import json
 import time
 from pathlib import Path
 
-from mlc_min.benchmark import parts
-from mlc_min.benchmark.against_trl import trl
+from mlc_min.evaluation.pictures import plot_growth
+from mlc_min.evaluation.report import aligned_text, markdown_table
+from mlc_min.lab.benchmark import parts
+from mlc_min.lab.benchmark.against_trl import trl
+from mlc_min.lab.random_model import SHAPES
 from mlc_min.machinery.errors import Help, InputError, run_command
+from mlc_min.machinery.files import usable_folder, write_atomically, write_json
 from mlc_min.machinery.models import pick_device
-from mlc_min.machinery.pictures import plot_growth
 from mlc_min.machinery.provenance import git_commit, hardware, versions
-from mlc_min.machinery.random_model import SHAPES
-from mlc_min.machinery.report import aligned_text, markdown_table
-from mlc_min.machinery.saving import usable_folder, write_atomically, write_json
 
 PARTS = {
     "cost": (parts.cost, "Cost of MLC: a DPO+MLC step over a DPO step"),
@@ -35,7 +35,7 @@ PARTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m mlc_min.benchmark", description=__doc__, formatter_class=Help)
+    parser = argparse.ArgumentParser(prog="python -m mlc_min.lab.benchmark", description=__doc__, formatter_class=Help)
     add = parser.add_argument
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
     add("--shape", choices=SHAPES, default="small", help="of the model, where the part does not say otherwise")
@@ -56,7 +56,7 @@ def main() -> None:
     for name in arguments.parts:
         measure, title = PARTS[name]
         key = name if arguments.shape == "small" or name == "evaluation" else f"{name}, {arguments.shape}"
-        command = f"python -m mlc_min.benchmark --parts {name} --shape {arguments.shape} --rows {arguments.rows}"
+        command = f"python -m mlc_min.lab.benchmark --parts {name} --shape {arguments.shape} --rows {arguments.rows}"
         print(f"\n{title}", flush=True)
         start = time.perf_counter()
         measured = measure(arguments.shape, arguments.rows, arguments.repeats, device)

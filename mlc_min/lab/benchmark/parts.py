@@ -7,9 +7,12 @@ from statistics import median
 
 import torch
 
-from mlc_min.benchmark.measure import alternate, peak_memory, ratio
-from mlc_min.benchmark.official_layout import official_loss
-from mlc_min.benchmark.workloads import (
+from mlc_min.consistency import mlc_loss, singular_values, unit_rows
+from mlc_min.evaluation.generate import generate
+from mlc_min.examples import consistency_batch, encode_prompt, pad
+from mlc_min.lab.benchmark.measure import alternate, peak_memory, ratio
+from mlc_min.lab.benchmark.official_layout import official_loss
+from mlc_min.lab.benchmark.workloads import (
     Workload,
     alignment_operations,
     consistency_operations,
@@ -18,16 +21,13 @@ from mlc_min.benchmark.workloads import (
     make_examples,
     make_model,
 )
-from mlc_min.consistency import mlc_loss, singular_values, unit_rows
-from mlc_min.examples import consistency_batch, encode_prompt, pad
-from mlc_min.generate import generate
+from mlc_min.lab.random_model import make_config
+from mlc_min.lab.sentences import EMBEDDED, LANGUAGES
 from mlc_min.loop import consistency_loss
 from mlc_min.machinery.models import load_model
-from mlc_min.machinery.random_model import make_config
 from mlc_min.machinery.rows import read_rows
 from mlc_min.states import last_token_states
 from mlc_min.train import token_count
-from mlc_min.world.sentences import EMBEDDED, LANGUAGES
 
 
 def seconds(values: list[float]) -> str:

@@ -1,6 +1,6 @@
 """Makes the conformance vectors: small inputs with the outputs and gradients that a port of the losses must give.
 
-    python -m mlc_min.ports.make_vectors          # writes data/conformance/*.json; a second
+    python -m tests.vectors.make_vectors          # writes data/conformance/*.json; a second
 
 Inputs: cases.py. Outputs and gradients: numpy_loss.py and oracles.py, which are NumPy in float64 and share no line with
 the PyTorch code. Each gradient is compared with finite differences before anything is written. The format of
@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from mlc_min.machinery.errors import run_command
-from mlc_min.machinery.saving import write_atomically
-from mlc_min.ports import numpy_loss, oracles
-from mlc_min.ports.cases import CASES, Case
+from mlc_min.machinery.files import write_atomically
+from mlc_min.ports import numpy_loss
 from mlc_min.ports.conformance import FOLDER
+
+from . import oracles
+from .cases import CASES, Case
 
 ABOUT = {
     "mlc_loss": "Rows to length 1; singular values σ of each prompt's matrix; s = σ (paper) or σ over a constant σ₁"

@@ -11,7 +11,7 @@ from statistics import fmean, pvariance
 
 import torch
 
-from mlc_min.world.sentences import LANGUAGES
+from mlc_min.lab.sentences import LANGUAGES
 
 
 def safety_table(safe) -> dict:

@@ -1,6 +1,6 @@
 """A model of a real shape with random weights: to see what a run needs before anything is downloaded.
 
-    python -m mlc_min.machinery.random_model --shape qwen2.5-0.5b --output runs/shapes/qwen2.5-0.5b
+    python -m mlc_min.lab.random_model --shape qwen2.5-0.5b --output runs/shapes/qwen2.5-0.5b
     python -m mlc_min.train --model runs/shapes/qwen2.5-0.5b --steps 3 --log_every 1 --mlc_weight 0.8 …
 
 The training log then shows seconds, tokens a second and the peak memory. It has the embedded model's tokenizer, so
@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from mlc_min.lab.sentences import EMBEDDED
 from mlc_min.machinery.errors import Help, run_command
-from mlc_min.machinery.saving import save_folder
-from mlc_min.world.sentences import EMBEDDED
+from mlc_min.machinery.files import save_folder
 
 # hidden size, layers, heads, key-value heads, width of the MLP, tied head: as in the published configurations
 SHAPES = {
@@ -48,7 +48,7 @@ def make_config(shape: str) -> LlamaConfig:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m mlc_min.machinery.random_model", description=__doc__, formatter_class=Help
+        prog="python -m mlc_min.lab.random_model", description=__doc__, formatter_class=Help
     )
     parser.add_argument("--shape", choices=tuple(SHAPES), default="qwen2.5-0.5b", help="which published shape")
     parser.add_argument("--output", type=Path, required=True, help="folder to write the model to")
