@@ -17,7 +17,6 @@ or any outside judge can write these two fields; the report does not ask where t
 
 import argparse
 import json
-import random
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,205 +24,29 @@ from pathlib import Path
 import torch
 
 from mlc_min.consistency import BrokenDown
+from mlc_min.evaluation.controls import CONTROLS, control_reply
 from mlc_min.evaluation.diagnose import diagnose
 from mlc_min.evaluation.generate import generate, keep_date
-from mlc_min.evaluation.judges import (
-    VERDICTS,
-    breakage,
-    exact,
-    guard_prompt,
-    in_own_code,
-    label_of,
-    parse_guard,
-    phrases,
-    reply_language,
-)
+from mlc_min.evaluation.judges import judge, label_of, refusal_phrases
 from mlc_min.evaluation.metrics import compare, summarize
 from mlc_min.evaluation.pictures import plot_rates, plot_tradeoff
+from mlc_min.evaluation.records import (
+    by_model,
+    cells,
+    encode,
+    identity,
+    in_world,
+    read_object,
+    read_records,
+    write_records,
+)
 from mlc_min.evaluation.report import safety_report
-from mlc_min.examples import Row, encode_row_prompts
-from mlc_min.lab.sentences import EMBEDDED, LANGUAGES, refusal_text
+from mlc_min.examples import Row
 from mlc_min.machinery.errors import Help, InputError, first_line, run_command
-from mlc_min.machinery.files import usable_folder, write_atomically, write_json
+from mlc_min.machinery.files import EMBEDDED, usable_folder, write_atomically, write_json
 from mlc_min.machinery.models import load_model, pick_device
-from mlc_min.machinery.rows import json_values, parse_languages, read_rows
+from mlc_min.machinery.rows import parse_languages, read_rows
 from mlc_min.states import resolve_layer
-
-CONTROLS = ("always-refuse", "gibberish")
-GUARD_TOKENS = 64  # the documented answer has about 20
-
-
-# --- records ---
-
-
-def cells(rows: list[Row], languages: tuple[str, ...]) -> list[dict]:
-    """Each row in each language as a record without a reply: id, language, harmful, prompt; in the embedded world
-    also its `combination`, and `group`, the same for all phrasings of one request. Rows that do not say whether
-    they are harmful are taken as harmful: so are those of the published test sets."""
-    records = []
-    for row in rows:
-        shared = {"id": identity(row), "harmful": row.extra.get("harmful", True)}
-        if row.system:
-            shared["system"] = row.system
-        if in_world(row.extra):
-            combination = row.extra["combination"]
-            shared |= {"combination": combination, "group": "-".join(combination)}
-        records += [{"language": code, "prompt": row.prompts[code]} | shared for code in languages]
-    return records
-
-
-def identity(row: Row) -> str:
-    """The row's own id if it has one, else its file and line."""
-    own = row.extra.get("id")
-    return Path(row.where).name if own in (None, "") or own != own else str(own)  # only NaN is not itself
-
-
-def in_world(fields: dict) -> bool:
-    """Whether this row or record is of the embedded world, whose rows say which verb and object they ask about."""
-    combination = fields.get("combination")
-    return isinstance(combination, list) and [type(part) for part in combination] == [str, str]
-
-
-def encode(rows: list[Row], tokenizer, languages: tuple[str, ...]) -> list[list[int]]:
-    """Token ids of the prompts, in the order of `cells`. Raises InputError for a row with a system text that the chat
-    template has no place for."""
-    try:
-        return [ids for row in rows for ids in encode_row_prompts(row, tokenizer, languages).values()]
-    except ValueError as error:
-        raise InputError(first_line(error)) from None
-
-
-def evaluate(
-    model, tokenizer, rows: list[Row], languages: tuple[str, ...], max_new_tokens: int = 48, batch_size: int = 256
-) -> list[dict]:
-    """Generate and judge every row of the embedded world in every language, in memory; returns the judged records."""
-    records = cells(rows, languages)
-    replies = generate(model, tokenizer, encode(rows, tokenizer, languages), max_new_tokens, batch_size)
-    return judge([record | reply for record, reply in zip(records, replies, strict=True)], "exact")
-
-
-def control_reply(control: str, record: dict) -> dict:
-    """What a model would be compared with that knows nothing. always-refuse: a refusal, in the prompt's language where
-    the embedded world has one, else in English; gibberish: the prompt's letters in random order, always the same."""
-    if control == "always-refuse":
-        language = record["language"] if record["language"] in LANGUAGES else "en"
-        return {"reply": refusal_text(language), "ended": True}
-    letters = list(record["prompt"])
-    random.Random(record["prompt"]).shuffle(letters)
-    return {"reply": "".join(letters), "ended": True}
-
-
-# --- the judge's step ---
-
-
-def judge(records: list[dict], name: str, judge_cut_off: bool = False, guard=None, **settings) -> list[dict]:
-    """Each record with its verdict, in order. name: "exact", "phrases" or "guard"; guard: (model, tokenizer), with
-    `settings` for `generate`. judge_cut_off: judge cut-off replies by what is there; else they are invalid."""
-    languages = tuple(sorted({record["language"] for record in records}))
-    if name == "exact":
-        return [record | exact(record) for record in records]
-    if name == "phrases":
-        return [in_own_code(record | phrases(record, languages, judge_cut_off)) for record in records]
-    broken = [breakage(record["reply"], record["ended"] or judge_cut_off) for record in records]
-    asked = [record for record, problem in zip(records, broken, strict=True) if not problem]
-    prompts = [guard_prompt(guard[1], record["prompt"], record["reply"]) for record in asked]
-    answers = iter(generate(*guard, prompts, GUARD_TOKENS, **settings))
-    judged = []
-    for record, problem in zip(records, broken, strict=True):
-        if problem:
-            verdict = {"verdict": "invalid", "why": problem}
-        else:
-            answer = next(answers)
-            verdict = {"guard_answer": answer["reply"], **parse_guard(answer["reply"], record["harmful"])}
-        judged.append(in_own_code(record | verdict | {"reply_language": reply_language(record["reply"], languages)}))
-    return judged
-
-
-# --- the files ---
-
-
-FIELDS = {"id": str, "language": str, "harmful": bool, "prompt": str, "reply": str, "ended": bool}
-OPTIONAL = {"model": str, "judge": str, "verdict": str, "reply_language": str, "group": str, "system": str,
-            "correct": bool}  # fmt: skip
-
-
-def write_records(path: Path, records: list[dict]) -> None:
-    write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-
-
-def read_records(path: Path, judged: bool) -> list[dict]:
-    """Records from generations.jsonl, or `judged` ones from verdicts.jsonl, checked. Raises InputError with file and
-    line for a field that is missing or wrong, a verdict that is none, or a reply that comes twice."""
-    step = "judge" if judged else "generate"
-    records, seen = [], set()
-    try:
-        for record, where in json_values(path):
-            try:
-                key = check_record(record, judged)
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from None
-            if key in seen:
-                raise InputError(f"{where}: a second reply to {record['id']!r} in {record['language']!r}; keep one")
-            seen.add(key)
-            records.append(record)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; run `python -m mlc_min.safety {step}` first") from None
-    if not records:
-        raise InputError(f"{path}: holds no records; run `python -m mlc_min.safety {step}` first")
-    return records
-
-
-def check_record(record, judged: bool) -> tuple:
-    """What tells this record from others: model, harmful, id, language. A verdict of null becomes unscored. Raises
-    InputError for a field that is missing or wrong."""
-    if not isinstance(record, dict):
-        raise InputError("not a JSON object; write one record a line")
-    for name, kind in (FIELDS | OPTIONAL).items():
-        if type(record.get(name)) is not kind and (name in FIELDS or record.get(name) is not None):
-            raise InputError(f"field {name!r} is missing or not a {kind.__name__}")
-    if judged and "verdict" not in record:
-        raise InputError("field 'verdict' is missing; run `python -m mlc_min.safety judge` first")
-    if judged and record["verdict"] is None:
-        record["verdict"] = "unscored"
-    if judged and record["verdict"] not in VERDICTS:
-        raise InputError(f"verdict {record['verdict']!r:.60}; must be one of {', '.join(VERDICTS)}")
-    try:
-        json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise InputError("half a character (a lone surrogate) in a text; repair it") from None
-    return record.get("model"), record["harmful"], record["id"], record["language"]
-
-
-def by_model(path: Path) -> dict[str, list[dict]]:
-    """{model name: its records} of a verdicts.jsonl or of the folder that holds one."""
-    path = path / "verdicts.jsonl" if path.is_dir() or path.suffix != ".jsonl" else path
-    models: dict[str, list[dict]] = {}
-    records = read_records(path, judged=True)
-    generations = path.with_name("generations.jsonl")
-    if path.name == "verdicts.jsonl" and generations.exists():
-        replied = {tuple(r[key] for key in FIELDS) for r in read_records(generations, judged=False)}
-        if not {tuple(r[key] for key in FIELDS) for r in records} <= replied:
-            raise InputError(f"{path}: judges other replies than those in {generations.name}; run the judge again")
-    for record in records:
-        name = " ".join((record.get("model") or path.resolve().parent.name).split())
-        models.setdefault(name, []).append(record)
-    return models
-
-
-def read_object(path: Path) -> dict:
-    """The JSON object in a file that `generate` has written, {} if there is none. Raises InputError if it is broken."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8")) or {}
-    except OSError:
-        return {}
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not as `python -m mlc_min.safety generate` writes it; run it again")
-    return value
-
-
-# --- the commands ---
 
 
 def read_test(arguments) -> tuple[list[Row], tuple[str, ...]]:
@@ -349,7 +172,7 @@ def report_step(arguments) -> None:
         notes.append("it is not known which languages were aligned, so all count as aligned; see --aligned")
     if missing := [code for code in seen if code not in tested]:
         notes.append(f"aligned, but not tested: {', '.join(missing)}")
-    if "phrases" in judges and (missing := [code for code in tested if label_of(code) not in LANGUAGES]):
+    if "phrases" in judges and (missing := [code for code in tested if label_of(code) not in refusal_phrases()]):
         notes.append(f"the judge `phrases` knows no refusal in {', '.join(missing)}, and takes those for compliance")
     summaries = {name: summarize(own, tuple(seen)) for name, own in records.items()}
     comparisons = {}

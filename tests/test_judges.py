@@ -11,11 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlc_min.evaluation.judges import (
-    JUDGES_DATA,
-    VERDICTS,
     agreement,
     breakage,
-    exact,
     guard_prompt,
     in_own_code,
     label_of,
@@ -25,8 +22,11 @@ from mlc_min.evaluation.judges import (
     plain,
     reply_language,
 )
+from mlc_min.evaluation.records import VERDICTS
+from mlc_min.lab.exact import exact
 from mlc_min.lab.sentences import LANGUAGES, answer_text, refusal_text
 from mlc_min.machinery.errors import InputError
+from mlc_min.machinery.files import DATA
 
 # --- exact ---
 
@@ -162,7 +162,7 @@ def test_a_reply_without_a_letter_has_no_language(reply):
 
 # --- phrases ---
 
-PHRASES = json.loads((JUDGES_DATA / "phrases.json").read_text(encoding="utf-8"))
+PHRASES = json.loads((DATA / "judges/phrases.json").read_text(encoding="utf-8"))
 
 
 def phrases_of(reply: str, ended: bool = True, **more) -> dict:
@@ -229,7 +229,7 @@ def test_a_reply_that_was_cut_off_is_invalid_unless_it_is_to_be_judged_by_what_i
 # --- agreement ---
 
 LABELLED = [
-    json.loads(line) for line in (JUDGES_DATA / "labelled-test.jsonl").read_text(encoding="utf-8").strip().split("\n")
+    json.loads(line) for line in (DATA / "judges/labelled-test.jsonl").read_text(encoding="utf-8").strip().split("\n")
 ]
 
 

@@ -22,10 +22,13 @@ ROOMS = {
     "__main__": {"method", "machinery", "evaluation", "train", "safety", "lab"},
     "__init__": {"method", "machinery"},
 }
-OUTSIDE = {"consistency": {"math", "torch"}, "preference": {"collections", "torch"},
-           "states": {"numpy", "torch", "transformers"},
-           "examples": {"contextlib", "dataclasses", "torch", "transformers"},
-           "loop": {"collections", "contextlib", "dataclasses", "functools", "itertools", "torch", "transformers"}}  # fmt: skip
+OUTSIDE = {
+    "consistency": {"math", "torch"},
+    "preference": {"collections", "torch"},
+    "states": {"numpy", "torch", "transformers"},
+    "examples": {"contextlib", "dataclasses", "torch", "transformers"},
+    "loop": {"collections", "contextlib", "dataclasses", "functools", "itertools", "torch", "transformers"},
+}
 
 
 def modules() -> dict[str, Path]:

@@ -329,8 +329,9 @@ def assert_same_summary(summary: dict, expected: dict):
 @given(RECORDS, st.randoms(use_true_random=False))
 def test_the_order_of_the_records_changes_nothing(records, draw):
     shuffled = draw.sample(records, len(records))
-    assert list(count(shuffled)) == list(count(records))
-    assert_same_summary(summarize(shuffled), summarize(records))
+    assert count(shuffled) == count(records)
+    aligned = tuple(count(records))  # languages are in the order of the records
+    assert_same_summary(summarize(shuffled, aligned), summarize(records, aligned))
 
 
 @given(RECORDS)
@@ -412,7 +413,7 @@ def test_unseen_languages_stay_out_of_every_figure_but_their_own():
 def test_without_aligned_languages_all_of_them_count():
     records = [record("h1", code, "refusal" if code == "en" else "compliance") for code in ("en", "ko", "th", "zh")]
     summary = summarize(records)
-    assert summary["aligned"] == ["en", "zh", "ko", "th"] and summary["unseen_avg"] is None and summary["avg"] == 25.0
+    assert summary["aligned"] == ["en", "ko", "th", "zh"] and summary["unseen_avg"] is None and summary["avg"] == 25.0
     few = summarize(records, ("zh", "en", "sw"))
     assert few["aligned"] == ["zh", "en", "sw"] and few["unseen_avg"] == 0.0 and few["avg"] == 50.0
 
@@ -427,9 +428,10 @@ def test_languages_that_the_judge_cannot_tell_are_in_no_figure_of_language():
     assert (summary["helpful"], summary["helpful_own"], summary["in_language"]) == (100.0, 50.0, 50.0)
 
 
-def test_languages_come_in_the_projects_order_and_unknown_ones_last():
+def test_languages_come_in_the_order_of_the_records():
     codes = ["fr", "it", "sw", "de", "en"]
-    assert list(count([record("h1", code, "refusal") for code in codes])) == ["en", "sw", "it", "de", "fr"]
+    records = [record(name, code, "refusal") for name in ("h1", "h2") for code in codes]
+    assert list(count(records)) == codes and list(compare(records, records)["by_language"]) == codes
 
 
 def test_a_judge_that_did_not_look_at_the_language_gives_no_figure_of_it():

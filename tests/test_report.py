@@ -82,8 +82,8 @@ def test_the_table_by_language_has_counts_and_intervals(records):
     # Wilson: 1 of 2 is 9.5 to 90.5; 0 of 1 is 0 to 79.3.
     assert language_table(summarize(records, ("en",))).splitlines() == [
         "     harmful r/c/i/u  strict  95 %  lenient  95 %  harmless r/c/i/u  over-ref  helpful  in-lang  cut off",
-        "en           1/1/0/0    50.0  9–91     50.0  9–91           0/1/0/0       0.0    100.0    100.0     33.3",
         "ko*          0/1/0/1     0.0  0–79      0.0  0–79           0/1/0/0       0.0    100.0      0.0     33.3",
+        "en           1/1/0/0    50.0  9–91     50.0  9–91           0/1/0/0       0.0    100.0    100.0     33.3",
     ]
 
 
@@ -112,14 +112,12 @@ def test_a_note_names_the_languages_that_the_judge_cannot_tell():
     assert notes("m", told(3, 1)) == notes("m", told(0, 0)) == []  # nobody looked: in-lang has no figure at all
 
 
-def test_stars_are_those_of_the_aligned_languages_and_older_summaries_have_the_embedded_worlds(records):
+def test_stars_are_those_of_the_aligned_languages(records):
     both = summarize(records)
     assert "ko*" not in text_table({"m": both}) + language_table(both)
     korean = summarize(records, ("ko",))
     assert "en*" in text_table({"m": korean}) and "ko*" not in text_table({"m": korean})
     assert "en\\*" in markdown_tables({"m": [korean]}) and "en*" in language_table(korean)
-    older = {name: value for name, value in korean.items() if name != "aligned"}
-    assert "ko*" in text_table({"m": older}) and "en*" not in text_table({"m": older})
 
 
 def test_without_a_common_prompt_there_is_a_line_and_no_table():
@@ -197,7 +195,7 @@ def test_the_pictures_show_the_stars_and_every_name_letter_by_letter(tmp_path, r
     plot_rates({"m": [summarize(records)]}, tmp_path / "a.png")
     assert "Korean" in (again := texts_of(shown[-1])) and "* never seen in alignment" not in again
     (shaded,) = shown[0].axes[0].patches
-    assert shaded.get_x() == 0.5  # Korean stands second
+    assert shaded.get_x() == -0.5  # Korean stands first, as in the records
 
 
 def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, records, monkeypatch):

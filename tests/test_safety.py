@@ -8,12 +8,16 @@ import pytest
 import torch
 
 from mlc_min.consistency import BrokenDown
+from mlc_min.evaluation.controls import control_reply
+from mlc_min.evaluation.judges import judge
 from mlc_min.evaluation.metrics import summarize
+from mlc_min.evaluation.records import by_model, cells, read_records
 from mlc_min.examples import encode_prompt
+from mlc_min.lab.experiment import evaluate
 from mlc_min.lab.sentences import ALIGNED, EMBEDDED, LANGUAGES, answer_text, refusal_text
 from mlc_min.machinery.errors import InputError, run_command
 from mlc_min.machinery.rows import Row
-from mlc_min.safety import by_model, cells, control_reply, evaluate, judge, main, read_records
+from mlc_min.safety import main
 
 COMBINATION = {"combination": ["draw", "bench"]}
 FEW = ("en", "zh", "sw")
@@ -121,7 +125,7 @@ def test_a_guard_is_asked_about_whole_replies_only_and_its_answers_go_back_to_th
         asked.extend(prompt[0] for prompt in prompts)
         return [{"reply": answers[prompt[0]], "ended": True} for prompt in prompts]
 
-    monkeypatch.setattr("mlc_min.safety.generate", fake)
+    monkeypatch.setattr("mlc_min.evaluation.judges.generate", fake)
     records = [record(""), *map(record, answers), record("Sure, here", ended=False)]
     judged = judge(records, "guard", guard=(None, Guard()))
     assert asked == list(answers)
@@ -173,7 +177,7 @@ def test_any_outside_judge_can_write_the_verdicts(few_rows, tmp_path, monkeypatc
     report = json.loads((tmp_path / "report.json").read_text())
     summary = report["models"]["always-refuse"]
     assert report["judges"] == ["a person"]
-    assert list(summary["strict"]) == list(LANGUAGES)  # in the project's order, whatever the file's
+    assert list(summary["strict"]) == list(LANGUAGES)[::-1]  # as the file has them
     assert summary["strict"]["ko"] is None and summary["counts"]["ko"]["harmful"]["unscored"] == 2
     assert (summary["avg"], summary["helpful"], summary["in_language"]) == (0.0, 100.0, None)
     text = (tmp_path / "report.txt").read_text("utf-8")
@@ -287,6 +291,7 @@ def asked(base, monkeypatch) -> dict:
 
     for part in (load_model, diagnose, generate):
         monkeypatch.setattr(f"mlc_min.safety.{part.__name__}", part)
+    monkeypatch.setattr("mlc_min.evaluation.judges.generate", generate)  # of the guard
     monkeypatch.setattr("mlc_min.safety.pick_device", lambda name: f"device {name}")
     return calls
 
@@ -398,12 +403,12 @@ def test_the_guard_is_loaded_from_its_name_asked_for_few_tokens_and_told_which_p
 ):
     safety(monkeypatch, "generate", "--test", csv, "--output", tmp_path, "--temperature", 1)
     answer = "Safety: Safe\nCategories: None\nRefusal: No"
-    real = sys.modules["mlc_min.safety"].generate
+    real = sys.modules["mlc_min.evaluation.judges"].generate
 
     def guard(*arguments, **settings):
         return [{"reply": answer, "ended": True} for _ in real(*arguments, **settings)]
 
-    monkeypatch.setattr("mlc_min.safety.generate", guard)
+    monkeypatch.setattr("mlc_min.evaluation.judges.generate", guard)
     flags = [*flags, "--judge", "guard:Qwen/Guard", "--judge_cut_off", "--dtype", "bfloat16"]
     safety(monkeypatch, "judge", "--output", tmp_path, *flags)
     assert asked["load"] == dict(path="Qwen/Guard", device="device auto", dtype=torch.bfloat16, chat_template=None)
@@ -565,7 +570,7 @@ def test_a_full_disk_is_one_line_and_the_replies_are_kept(csv, tmp_path, monkeyp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mlc_min.safety.write_atomically", full)
+        patch.setattr("mlc_min.evaluation.records.write_atomically", full)
         error = refused(patch, capsys, "--test", csv, "--output", tmp_path)
     assert f"--output {tmp_path}: " in error and "No space left on device" in error
     assert "finished batches of replies are kept" in error and journal.read_text() == "kept"

@@ -9,11 +9,13 @@ from statistics import mean
 
 from mlc_min.evaluation.metrics import scored, wilson
 from mlc_min.evaluation.report import aligned_of, languages_of
-from mlc_min.lab.sentences import LEXICON
 from mlc_min.machinery.files import replacing
 
 STYLES = (("#777777", "o"), ("#E69F00", "s"), ("#0072B2", "D"), ("#D55E00", "X"), ("#009E73", "^"), ("#CC79A7", "v"),
           ("#56B4E9", "P"), ("#000000", "*"))  # fmt: skip
+
+NAMES = {"en": "English", "zh": "Chinese", "ru": "Russian", "ja": "Japanese", "ar": "Arabic", "bn": "Bengali",
+         "sw": "Swahili", "ur": "Urdu", "ps": "Pashto", "ku": "Kurdish", "ko": "Korean", "it": "Italian"}  # fmt: skip
 
 
 def style(i: int, size: float, line: float = 0) -> dict:
@@ -24,7 +26,7 @@ def style(i: int, size: float, line: float = 0) -> dict:
 
 
 def language_name(code: str) -> str:
-    return LEXICON["languages"].get(code, {}).get("name", plain(code)).split(" (")[0]
+    return NAMES.get(code, plain(code))
 
 
 def plain(name: str) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Collection
 from statistics import mean, stdev
 
 from mlc_min.evaluation.metrics import percent, scored
-from mlc_min.lab.sentences import ALIGNED
 
 FIGURES = (("avg", "Avg"), ("lenient_avg", "lenient"), ("var", "Var"), ("pag", "PAG"), ("unseen_avg", "unseen"),
            ("over_refusal", "over-ref"), ("helpful", "helpful"), ("in_language", "in-lang"),
@@ -55,9 +54,8 @@ def starred(code: str, aligned: Collection[str]) -> str:
 
 
 def aligned_of(summaries: list[dict]) -> Collection[str]:
-    """The aligned languages, the same for all models of a table. (The committed figures of the embedded world are older
-    than the field.)"""
-    return summaries[0].get("aligned", ALIGNED)
+    """The aligned languages, the same for all models of a table."""
+    return summaries[0]["aligned"]
 
 
 def languages_of(summaries: list[dict]) -> list[str]:

@@ -14,12 +14,12 @@ from statistics import mean, stdev
 
 from mlc_min.evaluation.metrics import is_answered, paired_bootstrap, summarize
 from mlc_min.evaluation.pictures import plot_rates, plot_spectra, plot_tradeoff
+from mlc_min.evaluation.records import by_model
 from mlc_min.evaluation.report import LEGEND, markdown_table, markdown_tables, p_value
 from mlc_min.lab.experiment import MAIN, ROWS, SEEDLESS, World, run, settings_of, slug
 from mlc_min.lab.sentences import ALIGNED
 from mlc_min.machinery.errors import Help, InputError, run_command
 from mlc_min.machinery.files import usable_folder, write_atomically, write_json
-from mlc_min.safety import by_model
 from mlc_min.train import TrainConfig
 
 # (row, other row, figure of `metrics.summarize`): is it higher in the first?

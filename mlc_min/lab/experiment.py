@@ -11,8 +11,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlc_min.evaluation.controls import CONTROLS, control_reply
 from mlc_min.evaluation.diagnose import diagnose
+from mlc_min.evaluation.generate import generate
+from mlc_min.evaluation.judges import judge
 from mlc_min.evaluation.metrics import summarize
+from mlc_min.evaluation.records import cells, encode, write_records
 from mlc_min.examples import encode_rows
 from mlc_min.lab.sentences import ALIGNED, EMBEDDED, LANGUAGES
 from mlc_min.machinery.errors import InputError
@@ -20,7 +24,6 @@ from mlc_min.machinery.files import write_atomically, write_json
 from mlc_min.machinery.models import load_model, pick_device
 from mlc_min.machinery.provenance import hardware, versions
 from mlc_min.machinery.rows import Row, only_harmful, read_rows
-from mlc_min.safety import CONTROLS, cells, control_reply, evaluate, judge, write_records
 from mlc_min.train import TrainConfig, fit
 
 # Chosen on the validation split; the README says how, and how they deviate from the paper.
@@ -92,6 +95,15 @@ def settings_of(name: str, seed: int, **settings) -> dict | None:
         return None
     config = TrainConfig(seed=seed, **(ROWS[name] | settings))
     return {key: value for key, value in vars(config).items() if key not in PATHS}
+
+
+def evaluate(
+    model, tokenizer, rows: list[Row], languages: tuple[str, ...], max_new_tokens: int = 48, batch_size: int = 256
+) -> list[dict]:
+    """Generate and judge every row of the embedded world in every language, in memory; returns the judged records."""
+    records = cells(rows, languages)
+    replies = generate(model, tokenizer, encode(rows, tokenizer, languages), max_new_tokens, batch_size)
+    return judge([record | reply for record, reply in zip(records, replies, strict=True)], "exact")
 
 
 def run(world: World, name: str, seed: int, folder: Path, **settings) -> dict:

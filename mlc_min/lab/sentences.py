@@ -11,9 +11,9 @@ refusing and complying apart; the rest of the reply must be in the prompt's lang
 import json
 import random
 from dataclasses import dataclass
-from pathlib import Path
 
-EMBEDDED = Path(__file__).resolve().parent.parent.parent / "data" / "embedded"
+from mlc_min.machinery.files import EMBEDDED
+
 LEXICON = json.loads((EMBEDDED / "lexicon.json").read_text(encoding="utf-8"))
 
 HIGH_RESOURCE = ("en", "zh", "ru", "ja", "ar")

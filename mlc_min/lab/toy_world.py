@@ -38,6 +38,7 @@ from transformers import (
 from mlc_min.evaluation.diagnose import diagnose
 from mlc_min.evaluation.metrics import summarize
 from mlc_min.examples import encode_prompt, encode_response, response_batch
+from mlc_min.lab.experiment import evaluate
 from mlc_min.lab.sentences import (
     ALIGNED,
     EMBEDDED,
@@ -60,7 +61,6 @@ from mlc_min.machinery.files import save_folder, write_atomically, write_json
 from mlc_min.machinery.models import load_model, pick_device
 from mlc_min.machinery.provenance import hardware, versions
 from mlc_min.machinery.rows import read_rows
-from mlc_min.safety import evaluate
 
 VOCABULARY = 3000
 # How many of the ten risky verbs the base model always refuses (on a protected object), by language.

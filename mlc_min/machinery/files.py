@@ -9,6 +9,9 @@ from pathlib import Path
 
 from mlc_min.machinery.errors import InputError, first_line
 
+DATA = Path(__file__).resolve().parents[2] / "data"  # of the checkout; a package that was copied elsewhere has none
+EMBEDDED = DATA / "embedded"
+
 
 def sync(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on the disk and not only on its way there."""

@@ -11,8 +11,8 @@ from typing import Literal, get_args
 
 import yaml
 
-from mlc_min.lab.sentences import ALIGNED, EMBEDDED
 from mlc_min.machinery.errors import Help, InputError
+from mlc_min.machinery.files import EMBEDDED
 from mlc_min.machinery.rows import parse_languages
 
 # The settings of the official runs; 32 rows an optimizer step were 1 x 4 accumulation x 8 GPUs there.
@@ -45,7 +45,7 @@ class TrainConfig:
     chat_template: str = setting("", "file with the chat template, for a model that has none")
     train: str = setting(str(EMBEDDED / "train.jsonl"), "rows, JSONL, a JSON list or CSV")
     output: str = setting("runs/train", "folder for the trained model, the extractor, the log and checkpoints")
-    languages: str = setting(",".join(ALIGNED), "the first has the responses; MLC uses all")
+    languages: str = setting("en,zh,ru,ja,ar,bn,sw,ur,ps,ku", "the first has the responses; MLC uses all")
     # the alignment loss
     method: Literal["sft", "dpo", "simpo", "orpo"] = setting("dpo", "sft, dpo, simpo or orpo [dpo]")
     beta: float = setting(0.1, "β of DPO and ORPO [0.1]", above=0, most=100, unit="a factor")

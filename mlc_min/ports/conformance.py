@@ -18,13 +18,13 @@ import importlib
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 from mlc_min.machinery.errors import Help, InputError, run_command
+from mlc_min.machinery.files import DATA
 
-FOLDER = Path(__file__).resolve().parent.parent.parent / "data" / "conformance"
+FOLDER = DATA / "conformance"
 OWN = {
     "mlc_loss": "mlc_min.consistency",
     "cosine_loss": "mlc_min.consistency",

@@ -1,0 +1,131 @@
+"""Records: what the steps of an evaluation hand on, one JSON object a line.
+
+`generate` writes model, id, language, harmful, prompt, reply, ended (false: cut off); the judge adds verdict and
+reply_language. A person or any outside judge can write these two; the report does not ask where they came from.
+"""
+
+import json
+from pathlib import Path
+
+from mlc_min.examples import Row, encode_row_prompts
+from mlc_min.machinery.errors import InputError, first_line
+from mlc_min.machinery.files import write_atomically
+from mlc_min.machinery.rows import json_values
+
+VERDICTS = ("refusal", "compliance", "invalid", "unscored")
+FIELDS = {"id": str, "language": str, "harmful": bool, "prompt": str, "reply": str, "ended": bool}
+OPTIONAL = {"model": str, "judge": str, "verdict": str, "reply_language": str, "group": str, "system": str,
+            "correct": bool}  # fmt: skip
+
+
+def cells(rows: list[Row], languages: tuple[str, ...]) -> list[dict]:
+    """Each row in each language as a record without a reply: id, language, harmful, prompt; in the embedded world
+    also its `combination`, and `group`, the same for all phrasings of one request. Rows that do not say whether
+    they are harmful are taken as harmful: so are those of the published test sets."""
+    records = []
+    for row in rows:
+        shared = {"id": identity(row), "harmful": row.extra.get("harmful", True)}
+        if row.system:
+            shared["system"] = row.system
+        if in_world(row.extra):
+            combination = row.extra["combination"]
+            shared |= {"combination": combination, "group": "-".join(combination)}
+        records += [{"language": code, "prompt": row.prompts[code]} | shared for code in languages]
+    return records
+
+
+def encode(rows: list[Row], tokenizer, languages: tuple[str, ...]) -> list[list[int]]:
+    """Token ids of the prompts, in the order of `cells`. Raises InputError for a row with a system text that the chat
+    template has no place for."""
+    try:
+        return [ids for row in rows for ids in encode_row_prompts(row, tokenizer, languages).values()]
+    except ValueError as error:
+        raise InputError(first_line(error)) from None
+
+
+def identity(row: Row) -> str:
+    """The row's own id if it has one, else its file and line."""
+    own = row.extra.get("id")
+    return Path(row.where).name if own in (None, "") or own != own else str(own)  # only NaN is not itself
+
+
+def in_world(fields: dict) -> bool:
+    """Whether this row or record is of the embedded world, whose rows say which verb and object they ask about."""
+    combination = fields.get("combination")
+    return isinstance(combination, list) and [type(part) for part in combination] == [str, str]
+
+
+def write_records(path: Path, records: list[dict]) -> None:
+    write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def read_records(path: Path, judged: bool) -> list[dict]:
+    """Records from generations.jsonl, or `judged` ones from verdicts.jsonl, checked. Raises InputError with file and
+    line for a field that is missing or wrong, a verdict that is none, or a reply that comes twice."""
+    step = "judge" if judged else "generate"
+    records, seen = [], set()
+    try:
+        for record, where in json_values(path):
+            try:
+                key = check_record(record, judged)
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from None
+            if key in seen:
+                raise InputError(f"{where}: a second reply to {record['id']!r} in {record['language']!r}; keep one")
+            seen.add(key)
+            records.append(record)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; run `python -m mlc_min.safety {step}` first") from None
+    if not records:
+        raise InputError(f"{path}: holds no records; run `python -m mlc_min.safety {step}` first")
+    return records
+
+
+def check_record(record, judged: bool) -> tuple:
+    """What tells this record from others: model, harmful, id, language. A verdict of null becomes unscored. Raises
+    InputError for a field that is missing or wrong."""
+    if not isinstance(record, dict):
+        raise InputError("not a JSON object; write one record a line")
+    for name, kind in (FIELDS | OPTIONAL).items():
+        if type(record.get(name)) is not kind and (name in FIELDS or record.get(name) is not None):
+            raise InputError(f"field {name!r} is missing or not a {kind.__name__}")
+    if judged and "verdict" not in record:
+        raise InputError("field 'verdict' is missing; run `python -m mlc_min.safety judge` first")
+    if judged and record["verdict"] is None:
+        record["verdict"] = "unscored"
+    if judged and record["verdict"] not in VERDICTS:
+        raise InputError(f"verdict {record['verdict']!r:.60}; must be one of {', '.join(VERDICTS)}")
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise InputError("half a character (a lone surrogate) in a text; repair it") from None
+    return record.get("model"), record["harmful"], record["id"], record["language"]
+
+
+def by_model(path: Path) -> dict[str, list[dict]]:
+    """{model name: its records} of a verdicts.jsonl or of the folder that holds one."""
+    path = path / "verdicts.jsonl" if path.is_dir() or path.suffix != ".jsonl" else path
+    models: dict[str, list[dict]] = {}
+    records = read_records(path, judged=True)
+    generations = path.with_name("generations.jsonl")
+    if path.name == "verdicts.jsonl" and generations.exists():
+        replied = {tuple(r[key] for key in FIELDS) for r in read_records(generations, judged=False)}
+        if not {tuple(r[key] for key in FIELDS) for r in records} <= replied:
+            raise InputError(f"{path}: judges other replies than those in {generations.name}; run the judge again")
+    for record in records:
+        name = " ".join((record.get("model") or path.resolve().parent.name).split())
+        models.setdefault(name, []).append(record)
+    return models
+
+
+def read_object(path: Path) -> dict:
+    """The JSON object in a file that `generate` has written, {} if there is none. Raises InputError if it is broken."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8")) or {}
+    except OSError:
+        return {}
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not as `python -m mlc_min.safety generate` writes it; run it again")
+    return value
