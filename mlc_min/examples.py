@@ -70,7 +70,7 @@ def end_of_turn(tokenizer: Tokenizer) -> int:
     ids = tokenizer.encode(after, add_special_tokens=False) if after else [tokenizer.eos_token_id]
     known = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     if ids[0] is None or (len(ids) > 1 and ids[0] not in known):
-        raise ValueError(f"the chat template ends a reply with {after or 'no end token'!r}, which is not one token here")
+        raise ValueError(f"the chat template ends a reply with {after or 'no end token'!r}, which is not a token here")
     return ids[0]
 
 

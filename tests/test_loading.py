@@ -160,7 +160,7 @@ PARTS = TEMPLATE.replace(
 @pytest.mark.parametrize(
     ("template", "what"),
     [
-        (CHATML, "ends a reply with '<|im_end|>', which is not one token here"),
+        (CHATML, "ends a reply with '<|im_end|>', which is not a token here"),
         (PARTS, "leaves out what the user says"),
         (TEMPLATE.replace("{{ message['content'] }}</s>", "{{ message['content'] }}")
          .replace("{% if add_generation_prompt %}<assistant>{% endif %}", ""), "writes nothing that starts a reply"),
