@@ -160,7 +160,7 @@ def train(run: Run, examples: list[Example], recipe) -> Iterator[dict]:
             if not torch.isfinite(norm):  # the one time that a step waits for the GPU
                 raise BrokenDown(f"loss is {figures['loss'].item():.4g}, its gradient's norm {norm.item():.4g}")
         except BrokenDown as error:
-            where = ", ".join(row.where for row in rows[:8]) + f" and {len(rows) - 8} more" * (len(rows) > 8)
+            where = ", ".join(row.where for row in rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
             raise BrokenDown(f"step {run.step}: {error}; look at the rows {where}") from None
         figures |= {"learning_rate": run.scheduler.get_last_lr()[0], "grad_norm": norm}
         run.optimizer.step()
