@@ -87,7 +87,7 @@ def last_token_states_in_parts(
     embeds = model.get_input_embeddings()(input_ids.to(model.device))
     order, states = np.argsort(attention_mask.cpu().numpy().sum(-1), kind="stable"), []
     for rows in np.array_split(order, min(parts, len(order))):
-        width = int(last_position(attention_mask[rows]).max()) + 1
+        width = int(last_position(attention_mask[rows]).numpy().max()) + 1
         states.append(last_token_states(model, input_ids, attention_mask[rows, :width], layer, embeds[rows, :width]))
     return torch.cat(states)[np.argsort(order)]
 

@@ -3,18 +3,23 @@
 import copy
 import dataclasses
 import json
+import os
 import sys
+import traceback
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from mlc_min.consistency import cosine_loss, mlc_ceiling, mlc_floor, mlc_loss
 from mlc_min.evaluation.diagnose import probe_figures
 from mlc_min.examples import Example, encode_rows
 from mlc_min.lab.sentences import EMBEDDED
-from mlc_min.loop import alignment_loss, consistency_loss, row_order
+from mlc_min.loop import Run, alignment_loss, consistency_loss, row_order, train
 from mlc_min.machinery.checkpoint import save_checkpoint
 from mlc_min.machinery.errors import InputError
 from mlc_min.machinery.models import freeze, load_model, without_dropout
@@ -45,6 +50,45 @@ def mixed() -> list[Example]:
 @pytest.fixture
 def model(tiny_model):
     return copy.deepcopy(tiny_model)
+
+
+# --- no waiting ---
+
+
+class HostWaits(TorchDispatchMode):
+    """Counts, by the line of ours that asks, the operations for which the host would wait for a GPU: reading a number,
+    and an index whose size depends on the values."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines: Counter = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
+            # Between the operation and this method stand torch's own wrappers of such methods.
+            wrappers = [os.path.join("torch", name) for name in ("utils", "_dynamo", "_compile.py")]
+            stack = [f for f in traceback.extract_stack()[:-1] if not any(name in f.filename for name in wrappers)]
+            asking = stack[-1]
+            if f"{os.sep}mlc_min{os.sep}" in asking.filename:  # and not in transformers or in torch's optimizer
+                self.lines[f"{Path(asking.filename).name}:{asking.lineno}"] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "simpo", "orpo"])
+def test_a_step_waits_for_the_device_at_most_twice_a_micro_batch_and_once_for_the_norm(model, mixed, method):
+    examples = [dataclasses.replace(mixed[0], where=f"f:{i}", reference=(-1.0, -2.0)) for i in range(8)]
+    config = settings(method=method, mlc_weight=1.0, mlc_parts=2, batch_size=2, accumulation=4)
+    steps = train(Run.start(model, config), examples, config)
+    next(steps)  # what is done once, such as the optimizer's state
+    with HostWaits() as waits:
+        next(steps)
+    assert sum(waits.lines.values()) == 4 + 1, waits.lines  # the check of the states; the norm
+    with HostWaits() as waits:
+        torch.ones(3)[torch.ones(3) > 0].sum().item()
+        mlc_floor(3, 2)
+        assert not waits.lines  # those of this file do not count
+        cosine_loss(torch.ones(1, 2, 2))
+    assert sum(waits.lines.values()) == 1
 
 
 # --- rows with different languages ---
