@@ -13,13 +13,14 @@ from pathlib import Path
 
 from mlc_min.evaluation.pictures import plot_rates, plot_spectra
 from mlc_min.evaluation.report import DIAGNOSTICS_LEGEND, LEGEND, diagnostics_table, text_table
-from mlc_min.lab.experiment import MAIN, World, run, slug
 from mlc_min.machinery.errors import run_command
 from mlc_min.machinery.files import usable_folder, write_atomically, write_json
 from mlc_min.train import TrainConfig
 
 
 def main() -> None:
+    from mlc_min.lab.experiment import MAIN, World, run, slug  # here, so that data that are not there are one line
+
     parser = argparse.ArgumentParser(
         prog="python -m mlc_min", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,6 +1,7 @@
 """What a newcomer's machine may lack: packages, and the modules of Python that only Unix has."""
 
 import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,15 @@ def test_every_module_imports_without_what_only_unix_has():
     process = python("-c", IMPORT_ALL)
     assert process.returncode == 0, process.stderr.strip().split("\n")[-1]
     assert {"mlc_min.train", "mlc_min.safety", "mlc_min.__main__"} <= set(process.stdout.split())
+
+
+@pytest.mark.parametrize("command", ["mlc_min", "mlc_min.train", "mlc_min.safety", "mlc_min.ports.conformance --own"])
+def test_a_package_without_the_repositorys_data_says_so_in_one_line(tmp_path, command):
+    shutil.copytree(ROOT / "mlc_min", tmp_path / "mlc_min", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", *command.split()]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 2 and process.stderr.count("\n") == 1
+    assert "installed without the repository's data; clone the repository and run `pip install -e .`" in process.stderr
 
 
 def requirements(lines: list[str]) -> dict[str, Requirement]:

@@ -4,7 +4,7 @@ import json
 import random
 from functools import cache
 
-from mlc_min.machinery.files import EMBEDDED
+from mlc_min.machinery.files import EMBEDDED, shipped
 
 CONTROLS = ("always-refuse", "gibberish")
 
@@ -22,5 +22,5 @@ def control_reply(control: str, record: dict) -> dict:
 @cache
 def refusals() -> dict[str, str]:
     """{language: the refusal of the embedded world}."""
-    lexicon = json.loads((EMBEDDED / "lexicon.json").read_text(encoding="utf-8"))
+    lexicon = json.loads(shipped(EMBEDDED / "lexicon.json").read_text(encoding="utf-8"))
     return {code: f"{lexicon['refusal_symbol']} {own['refusal']}" for code, own in lexicon["languages"].items()}

@@ -24,7 +24,7 @@ from pathlib import Path
 from mlc_min.evaluation.generate import generate
 from mlc_min.evaluation.report import aligned_text
 from mlc_min.machinery.errors import Help, InputError, run_command
-from mlc_min.machinery.files import DATA, usable_folder, write_atomically
+from mlc_min.machinery.files import DATA, shipped, usable_folder, write_atomically
 from mlc_min.machinery.rows import json_values
 
 PHRASES = DATA / "judges/phrases.json"
@@ -137,7 +137,7 @@ def plain(text: str) -> str:
 @cache
 def refusal_phrases() -> dict[str, list[str]]:
     """{language: its phrases, as `plain` writes them}."""
-    by_language = json.loads(PHRASES.read_text(encoding="utf-8"))
+    by_language = json.loads(shipped(PHRASES).read_text(encoding="utf-8"))
     return {language: [plain(phrase) for phrase in own] for language, own in by_language.items()}
 
 

@@ -12,9 +12,9 @@ import json
 import random
 from dataclasses import dataclass
 
-from mlc_min.machinery.files import EMBEDDED
+from mlc_min.machinery.files import EMBEDDED, shipped
 
-LEXICON = json.loads((EMBEDDED / "lexicon.json").read_text(encoding="utf-8"))
+LEXICON = json.loads(shipped(EMBEDDED / "lexicon.json").read_text(encoding="utf-8"))
 
 HIGH_RESOURCE = ("en", "zh", "ru", "ja", "ar")
 LOW_RESOURCE = ("bn", "sw", "ur", "ps", "ku")

@@ -13,6 +13,15 @@ DATA = Path(__file__).resolve().parents[2] / "data"  # of the checkout; a packag
 EMBEDDED = DATA / "embedded"
 
 
+def shipped(path: str | Path) -> Path:
+    """The path; raises InputError if it is one of the repository's data and this is a package without them."""
+    path = Path(path)
+    if DATA in path.parents and not DATA.is_dir():
+        advice = "clone the repository and run `pip install -e .` there"
+        raise InputError(f"{path}: the package was installed without the repository's data; {advice}")
+    return path
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on the disk and not only on its way there."""
     if os.name == "nt" and path.is_dir():  # Windows cannot open a folder

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from mlc_min.examples import encode_prompt, end_of_turn
 from mlc_min.machinery.errors import InputError, first_line
+from mlc_min.machinery.files import shipped
 from mlc_min.states import vocabulary_logits
 
 
@@ -43,7 +44,7 @@ def load_model(
     together, or tokenizer, chat template and embeddings.
     """
     place = f"--model {path}"
-    folder, options = Path(path), {}
+    folder, options = shipped(path), {}
     if folder.suffix == ".gguf":
         if not folder.is_file():
             raise InputError(f"{place}: no such file")

@@ -19,6 +19,7 @@ from reprlib import repr as shown  # short, and on one line
 
 from mlc_min.examples import Row
 from mlc_min.machinery.errors import InputError
+from mlc_min.machinery.files import shipped
 
 
 def parse_languages(codes: str, flag: str = "--languages") -> tuple[str, ...]:
@@ -49,7 +50,7 @@ def read_rows(
     have; optional_responses: those that may be empty, though not malformed. A response in neither is None where it
     cannot be read. Raises InputError for anything that is not as the module's first lines say.
     """
-    path, rows = Path(path), []
+    path, rows = shipped(path), []
     replies = dict.fromkeys(optional_responses, False) | dict.fromkeys(responses, True)  # name -> must be there
     try:
         for fields, where in _csv_values(path) if path.suffix.lower() in _DELIMITERS else json_values(path):

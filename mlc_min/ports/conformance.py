@@ -22,7 +22,7 @@ from collections.abc import Callable
 import numpy as np
 
 from mlc_min.machinery.errors import Help, InputError, run_command
-from mlc_min.machinery.files import DATA
+from mlc_min.machinery.files import DATA, shipped
 
 FOLDER = DATA / "conformance"
 OWN = {
@@ -39,7 +39,7 @@ OWN = {
 
 def read_cases(name: str) -> list[dict]:
     """The cases of one function. Raises InputError, listing the names, for one that has no file."""
-    path = FOLDER / f"{name}.json"
+    path = shipped(FOLDER / f"{name}.json")
     if name not in OWN or not path.exists():
         raise InputError(f"no cases for {name!r}: say with --as which of these it is: {', '.join(OWN)}")
     return json.loads(path.read_text(encoding="utf-8"))["cases"]
