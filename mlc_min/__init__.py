@@ -14,14 +14,7 @@ for _name in ("torch", "transformers", "matplotlib", "py3langid"):
             sys.exit(2)
         raise ImportError(_message)
 
-from mlc_min.consistency import (
-    cosine_loss,
-    make_extractor,
-    mlc_ceiling,
-    mlc_floor,
-    mlc_loss,
-    singular_values,
-)
+from mlc_min.consistency import cosine_loss, make_extractor, mlc_ceiling, mlc_floor, mlc_loss, singular_values
 from mlc_min.machinery.errors import InputError
 from mlc_min.preference import dpo_loss, orpo_loss, sequence_logps, sft_loss, simpo_loss
 

@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from mlc_min.lab.benchmark import __main__ as command
 from mlc_min.lab.benchmark import parts
 from mlc_min.lab.benchmark.measure import HighWater, alternate, ratio
-from mlc_min.lab.benchmark.official_layout import official_loss
 from mlc_min.lab.benchmark.workloads import (
     Workload,
     alignment_operations,
@@ -18,6 +17,7 @@ from mlc_min.lab.benchmark.workloads import (
     forward_operations,
     make_examples,
     make_model,
+    official_loss,
 )
 from mlc_min.lab.random_model import make_config
 from mlc_min.machinery.errors import InputError

@@ -290,14 +290,8 @@ DPO = [
     (lambda c, r, rc, rr, beta: dpo_loss(r, c, rr, rc, beta), ["generic"]),
     (lambda c, r, rc, rr, beta: dpo_loss(c, r, -rc, -rr, beta), ["a policy without a preference"]),
     (lambda c, r, rc, rr, beta: dpo_loss(c, r, rc, rr, 0.1), ["beta 0.5"]),
-    (
-        lambda c, r, rc, rr, beta: -torch.sigmoid(beta * (c - rc - r + rr)).log(),
-        ["margins of 1000 and 10000"],
-    ),
-    (
-        lambda c, r, rc, rr, beta: (1 + torch.exp(-beta * (c - rc - r + rr))).log(),
-        ["margins of 1000 and 10000"],
-    ),
+    (lambda c, r, rc, rr, beta: -torch.sigmoid(beta * (c - rc - r + rr)).log(), ["margins of 1000 and 10000"]),
+    (lambda c, r, rc, rr, beta: (1 + torch.exp(-beta * (c - rc - r + rr))).log(), ["margins of 1000 and 10000"]),
     (
         lambda c, r, rc, rr, beta: dpo_loss(c.exp(), r.exp(), rc.exp(), rr.exp(), beta),
         ["a constant added to both responses"],
@@ -310,10 +304,7 @@ SIMPO = [
     (lambda c, r, lc, lr, beta, gamma: simpo_loss(c, r, 1, 1, beta, gamma), ["3 and 30 tokens"]),
     (lambda c, r, lc, lr, beta, gamma: simpo_loss(c, r, lc, lr, beta, 1.0), ["gamma 0"]),
     (lambda c, r, lc, lr, beta, gamma: simpo_loss(c, r, lc, lr, beta, beta * gamma), ["beta 10, gamma 3"]),
-    (
-        lambda c, r, lc, lr, beta, gamma: (1 + torch.exp(gamma - beta * (c / lc - r / lr))).log(),
-        ["margins of 1000"],
-    ),
+    (lambda c, r, lc, lr, beta, gamma: (1 + torch.exp(gamma - beta * (c / lc - r / lr))).log(), ["margins of 1000"]),
 ]
 
 
@@ -566,10 +557,7 @@ def test_torch_code_given_numpy_arrays_is_told_so(monkeypatch, capsys):
         (["my_ports:number", "--as", "mlc_loss"], "my_ports has no function number"),
         (["my_ports:nothing", "--as", "mlc_loss"], "my_ports has no function nothing"),
         (["my_ports:mlc_loss", "--gradient", "my_ports:nothing"], "my_ports has no function nothing"),
-        (
-            ["my_ports:dictionary"],
-            f"no cases for 'dictionary': say with --as which of these it is: {', '.join(OWN)}",
-        ),
+        (["my_ports:dictionary"], f"no cases for 'dictionary': say with --as which of these it is: {', '.join(OWN)}"),
     ],
 )
 def test_exit_code_2_and_one_line_for_what_cannot_be_checked(ports, monkeypatch, capsys, arguments, message):

@@ -446,10 +446,7 @@ def test_the_guard_is_asked_about_prompt_and_reply_in_its_own_template_and_nothi
     tokenizer = Tokenizer()
     assert guard_prompt(tokenizer, "How do I …?", "Like this.") == [5, 6, 7]
     (messages,), options = tokenizer.asked
-    assert messages == [
-        {"role": "user", "content": "How do I …?"},
-        {"role": "assistant", "content": "Like this."},
-    ]
+    assert messages == [{"role": "user", "content": "How do I …?"}, {"role": "assistant", "content": "Like this."}]
     assert not options.get("add_generation_prompt") and options.get("tokenize", True)
     assert "strftime_now" not in options
     tokenizer.template_date = date(2024, 2, 29)

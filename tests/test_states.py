@@ -20,13 +20,7 @@ from transformers import (
 )
 
 from mlc_min.examples import pad
-from mlc_min.states import (
-    last_position,
-    last_token_states,
-    last_token_states_in_parts,
-    position_ids,
-    resolve_layer,
-)
+from mlc_min.states import last_position, last_token_states, last_token_states_in_parts, position_ids, resolve_layer
 
 N = 3  # layers of every model here, so entries 0…3
 ROWS = [[5, 6, 7, 8, 9, 10, 2], [11, 2], [2, 12, 13, 2]]

@@ -100,11 +100,7 @@ def refusal_by_verb(records: list[dict]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m mlc_min.lab.ablations",
-        description=__doc__,
-        formatter_class=Help,
-    )
+    parser = argparse.ArgumentParser(prog="python -m mlc_min.lab.ablations", description=__doc__, formatter_class=Help)
     add = parser.add_argument
     add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of row order, extractor and shuffling")
     add("--rows", nargs="+", default=list(ROWS), metavar="ROW", help=f"which rows: {', '.join(ROWS)}")

@@ -52,11 +52,7 @@ class TrainConfig:
     simpo_beta: float = setting(2.0, "β of SimPO, which has log-probs per token", above=0, most=100, unit="a factor")
     simpo_gamma: float = setting(1.0, "target margin of SimPO", least=-100, most=100, unit="in β · log-probs per token")
     sft_weight: float = setting(
-        1.0,
-        "SFT loss beside DPO or SimPO [0]; a tiny model frays without it",
-        least=0,
-        most=1000,
-        unit="a factor",
+        1.0, "SFT loss beside DPO or SimPO [0]; a tiny model frays without it", least=0, most=1000, unit="a factor"
     )
     # the consistency loss
     mlc_weight: float = setting(

@@ -130,12 +130,7 @@ def mlc_cases() -> Iterator[Case]:
     )
     base, noise = draw(13, 1, 1, 5), draw(14, 1, 4, 5)
     through_gram = "a gradient through eigenvalues of Z Zᵀ, which square the spread and lose half the digits"
-    yield case(
-        "rows 1 % apart",
-        f"{through_gram}, in float32",
-        digits(base + 1e-2 * noise, 5),
-        tolerance=SMALL,
-    )
+    yield case("rows 1 % apart", f"{through_gram}, in float32", digits(base + 1e-2 * noise, 5), tolerance=SMALL)
     yield case(
         "rows 0.001 % apart",
         f"{through_gram}, in float64",
@@ -411,11 +406,7 @@ def safety_cases() -> Iterator[Case]:
         return Case(name, catches, {"safe": [[verdict[letter] for letter in row] for row in rows.split()]}, note)
 
     yield case("by hand", "population variance confused with sample variance", "11 10", "Rates 100 and 50, var 6.25.")
-    yield case(
-        "four languages",
-        "pag as the share of prompts on which all languages agree",
-        "1111 1100 1010 0001 1101",
-    )
+    yield case("four languages", "pag as the share of prompts on which all languages agree", "1111 1100 1010 0001 1101")
     yield case("all safe", "no figure, or 0/0, where all verdicts are the same", "111 111")
     yield case("none safe", "pag as the share of pairs that are both safe: two unsafe verdicts agree too", "000 000")
     yield case("missing verdicts", "a missing verdict counted as unsafe", "11- -01 10- 111")

@@ -31,6 +31,7 @@ PARTS = {
     "loss": (parts.loss_alone, "The loss alone"),
     "evaluation": (parts.evaluation, "Evaluation: generated tokens a second"),
     "utilisation": (parts.utilisation, "Utilisation of a training step"),
+    "reading": (parts.reading, "Reading rows"),
 }
 
 
@@ -55,13 +56,14 @@ def main() -> None:
     usable_folder(arguments.output, "--output")
     for name in arguments.parts:
         measure, title = PARTS[name]
-        key = name if arguments.shape == "small" or name == "evaluation" else f"{name}, {arguments.shape}"
+        shapeless = name in ("evaluation", "reading")  # they have no model of that shape
+        key = name if arguments.shape == "small" or shapeless else f"{name}, {arguments.shape}"
         command = f"python -m mlc_min.lab.benchmark --parts {name} --shape {arguments.shape} --rows {arguments.rows}"
         print(f"\n{title}", flush=True)
         start = time.perf_counter()
         measured = measure(arguments.shape, arguments.rows, arguments.repeats, device)
         results[key] = {
-            "title": title if name == "evaluation" else f"{title}, {arguments.shape}", **measured,
+            "title": title if shapeless else f"{title}, {arguments.shape}", **measured,
             "command": f"{command} --repeats {arguments.repeats}",
             "seconds": round(time.perf_counter() - start), "hardware": hardware(device), "versions": versions(),
             "commit": git_commit(),

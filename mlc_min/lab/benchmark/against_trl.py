@@ -8,8 +8,7 @@ import time
 import torch
 from transformers import AutoTokenizer, TrainerCallback
 
-from mlc_min.lab.benchmark.measure import HighWater, peak_memory, ratio, synchronize
-from mlc_min.lab.benchmark.parts import gigabytes, seconds, share, spread
+from mlc_min.lab.benchmark.measure import HighWater, gigabytes, peak_memory, ratio, seconds, share, spread, synchronize
 from mlc_min.lab.benchmark.workloads import Workload, make_examples, make_model
 from mlc_min.lab.sentences import EMBEDDED
 

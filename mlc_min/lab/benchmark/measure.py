@@ -43,6 +43,33 @@ def ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:
     return {"median": median(ratios), "low": ratios[0], "high": ratios[-1]}
 
 
+# --- as they stand in a table ---
+
+
+def seconds(values: list[float]) -> str:
+    return f"{median(values):.3g}"
+
+
+def spread(values: dict[str, float]) -> str:
+    """A ratio with its range.
+
+    >>> spread({"median": 3.0, "low": 2.0, "high": 4.0})
+    '3.00 (2.00 to 4.00)'
+    """
+    return f"{values['median']:.2f} ({values['low']:.2f} to {values['high']:.2f})"
+
+
+def gigabytes(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def share(part: float | None, whole: float | None) -> str:
+    return "–" if part is None or not whole else f"{part / whole:.2f}"
+
+
+# --- memory ---
+
+
 class HighWater:
     """Memory from the moment this is made: on CUDA what torch has allocated, on a CPU the process's resident memory,
     by Linux (None elsewhere)."""

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM
 
-from mlc_min.consistency import make_extractor
-from mlc_min.examples import Example
+from mlc_min.consistency import mlc_loss
+from mlc_min.examples import Example, pad
 from mlc_min.lab.random_model import make_config
-from mlc_min.loop import alignment_loss, consistency_loss, with_reference
+from mlc_min.loop import Run, alignment_loss, consistency_loss, with_reference
 from mlc_min.machinery.settings import TrainConfig
-from mlc_min.states import resolve_layer
+from mlc_min.preference import dpo_loss
 
 # Tokens of a translation for one token of English, in the paper's order of languages. Not measured: roughly what
 # tokenizers trained mostly on English and Chinese do to other scripts.
@@ -62,16 +62,12 @@ class Workload:
 
     @classmethod
     def make(cls, model, examples: list[Example], layer: int = -1, parts: int = 4) -> "Workload":
-        languages = ",".join(examples[0].prompts)
         config = TrainConfig(
-            languages=languages, mlc_weight=0.8, mlc_layer=layer, mlc_parts=parts, sft_weight=0.0, extractor_dim=512
-        )
-        torch.manual_seed(0)
-        extractor = make_extractor(config.extractor, model.config.hidden_size, config.extractor_dim).to(model.device)
-        parameters = [*model.parameters(), *extractor.parameters()]
-        fused = True if model.device.type == "cuda" else None
-        optimizer = torch.optim.AdamW(parameters, 1e-6, weight_decay=0.0, fused=fused)
-        return cls(model, with_reference(model, examples, config), config, extractor, optimizer)
+            languages=",".join(examples[0].prompts), mlc_weight=0.8, mlc_layer=layer, mlc_parts=parts, sft_weight=0.0,
+            learning_rate=1e-6,
+        )  # fmt: skip
+        run = Run.start(model, config)
+        return cls(model, with_reference(model, examples, config), config, run.extractor, run.optimizer)
 
     def loss(self, uses_mlc: bool) -> torch.Tensor:
         """The trainer's own loss of the batch."""
@@ -88,6 +84,41 @@ class Workload:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.item()
+
+
+# --- the baseline ---
+
+
+def official_loss(work: Workload, reference_model) -> torch.Tensor:
+    """The loss of `Workload.loss(uses_mlc=True)`, laid out as the official code does it, written from its description.
+
+    Chosen, rejected and all translated prompts of a batch are one batch, padded to the longest of them. At every step
+    it goes through the policy and through the reference model, and both build float32 logits over the whole vocabulary
+    for every position of every row.
+    """
+    model, config, examples = work.model, work.config, work.examples
+    n, languages = len(examples), config.language_list
+    replies = [e.prompt + e.chosen for e in examples] + [e.prompt + e.rejected for e in examples]
+    batch = pad(replies + [e.prompts[language] for e in examples for language in languages])
+    input_ids, attention_mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
+    is_response = torch.zeros_like(input_ids, dtype=torch.bool)
+    for row, sequence in enumerate(replies):
+        is_response[row, len(examples[row % n].prompt) : len(sequence)] = True
+
+    def run(which):
+        output = which(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, use_cache=False)
+        logps = torch.log_softmax(output.logits.float()[:, :-1], -1)
+        logps = logps.gather(-1, input_ids[:, 1:, None])[..., 0]
+        return (logps * is_response[:, 1:]).sum(-1)[: 2 * n].chunk(2), output.hidden_states[config.mlc_layer]
+
+    policy_logps, states = run(model)
+    with torch.no_grad():
+        reference_logps, _ = run(reference_model)
+    rows = torch.arange(2 * n, len(input_ids), device=model.device)
+    last = attention_mask[2 * n :].sum(-1) - 1
+    groups = states[rows, last].view(n, len(languages), -1)
+    align = dpo_loss(*policy_logps, *reference_logps, config.beta).mean()
+    return align + config.mlc_weight * mlc_loss(work.extractor(groups), config.mlc_tau, config.mlc_form)
 
 
 # --- operations that cannot be done without ---
@@ -115,7 +146,3 @@ def alignment_operations(config, examples: list[Example]) -> float:
 def consistency_operations(config, examples: list[Example], layer: int) -> float:
     """Of the MLC pass: layers up to its own, no head."""
     return 3 * forward_operations(config, [len(ids) for e in examples for ids in e.prompts.values()], layer)
-
-
-def layer_of(workload: Workload) -> int:
-    return resolve_layer(workload.model, workload.config.mlc_layer)

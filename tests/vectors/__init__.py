@@ -1,0 +1,1 @@
+"""What makes the conformance vectors in data/conformance: `python -m tests.vectors.make_vectors`."""
