@@ -42,7 +42,7 @@ from mlc_min.evaluation.records import (
 )
 from mlc_min.evaluation.report import safety_report
 from mlc_min.examples import Row
-from mlc_min.machinery.errors import Help, InputError, first_line, run_command
+from mlc_min.machinery.errors import SWITCH, Help, InputError, first_line, run_command
 from mlc_min.machinery.files import EMBEDDED, usable_folder, write_atomically, write_json
 from mlc_min.machinery.models import load_model, pick_device
 from mlc_min.machinery.rows import parse_languages, read_rows
@@ -234,7 +234,9 @@ def main() -> None:
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
     add = parser.add_argument_group("judge").add_argument
     add("--judge", default="auto", help="exact, phrases or guard:<Qwen3Guard-Gen folder or id>; auto: exact if it can")
-    add("--judge_cut_off", action="store_true", help="judge cut-off replies by what is there; else they are invalid")
+    add(
+        "--judge_cut_off", **SWITCH, default=False, help="judge cut-off replies by what is there; else they are invalid"
+    )
     add = parser.add_argument_group("report").add_argument
     add("--against", type=Path, nargs="*", default=[], help="folders of other models, to compare with")
     add("--aligned", default="", help="in Avg, Var, PAG; others get a *; empty: those of the training, else all")

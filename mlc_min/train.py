@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from mlc_min.consistency import BrokenDown
 from mlc_min.evaluation.diagnose import probe_figures
@@ -213,7 +214,9 @@ def select_rows(config: TrainConfig) -> tuple[list[Row], dict[str, int]]:
     return rows, counts
 
 
-def fitting_examples(config: TrainConfig, rows: list[Row], tokenizer, counts: dict[str, int]) -> list[Example]:
+def fitting_examples(
+    config: TrainConfig, rows: list[Row], tokenizer: Tokenizer, counts: dict[str, int]
+) -> list[Example]:
     """Encode the rows that fit into --max_length; adds to `counts` how many did and why the others did not.
 
     Raises InputError if one does not and --too_long is "error", or if none does.

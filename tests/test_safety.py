@@ -379,6 +379,8 @@ def test_a_model_has_its_folders_name_or_the_one_that_it_is_given(
     [
         ([], "invalid", "phrases"),
         (["--judge_cut_off"], "refusal", "phrases"),
+        (["--judge_cut_off", "true"], "refusal", "phrases"),
+        (["--judge_cut_off", "false"], "invalid", "phrases"),
         (["--judge", "phrases"], "invalid", None),
     ],
 )

@@ -10,7 +10,7 @@ CONTROLS = ("always-refuse", "gibberish")
 
 
 def control_reply(control: str, record: dict) -> dict:
-    """What a model would be compared with that knows nothing. always-refuse: a refusal, in the prompt's language where
+    """Two baselines that need no model. always-refuse: a refusal, in the prompt's language where
     the embedded world has one, else in English; gibberish: the prompt's letters in random order, always the same."""
     if control == "always-refuse":
         return {"reply": refusals().get(record["language"], refusals()["en"]), "ended": True}

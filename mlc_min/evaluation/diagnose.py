@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from mlc_min.consistency import mlc_ceiling, mlc_floor, mlc_loss, singular_values, unit_rows
 from mlc_min.examples import Example, Row, encode_row_prompts, pad
@@ -72,7 +73,9 @@ def probe_figures(model: PreTrainedModel, extractor: nn.Module, examples: list[E
 
 
 @torch.no_grad()
-def prompt_states(model, tokenizer, rows: list[Row], languages: tuple[str, ...], layer: int = -1) -> torch.Tensor:
+def prompt_states(
+    model: PreTrainedModel, tokenizer: Tokenizer, rows: list[Row], languages: tuple[str, ...], layer: int = -1
+) -> torch.Tensor:
     """Raw hidden states of the last prompt token: (rows, languages, d_h)."""
     states = []
     for row in rows:
@@ -82,7 +85,14 @@ def prompt_states(model, tokenizer, rows: list[Row], languages: tuple[str, ...],
     return torch.stack(states).float()
 
 
-def diagnose(model, tokenizer, rows: list[Row], languages: tuple[str, ...], layer: int = -1, tau: float = 0.2) -> dict:
+def diagnose(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    rows: list[Row],
+    languages: tuple[str, ...],
+    layer: int = -1,
+    tau: float = 0.2,
+) -> dict:
     """Figures on raw hidden states (no extractor); give one row per meaning.
 
     mlc_loss: official form at `tau`, to be read between mlc_floor and mlc_ceiling; collinearity: σ₁²/m of a

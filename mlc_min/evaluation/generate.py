@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from mlc_min.examples import end_of_turn, pad
 from mlc_min.machinery.errors import InputError
@@ -20,8 +21,8 @@ from mlc_min.machinery.models import fingerprint
 
 @torch.no_grad()
 def generate(
-    model,
-    tokenizer,
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
     prompts: list[list[int]],
     max_new_tokens: int,
     batch_size: int,
@@ -82,14 +83,14 @@ def generate(
     return [done[i] for i in range(len(prompts))]
 
 
-def end_tokens(model, tokenizer) -> list[int]:
+def end_tokens(model: PreTrainedModel, tokenizer: Tokenizer) -> list[int]:
     """The tokens that end a reply: what the chat template writes after one, and what the model says itself."""
     own = model.generation_config.eos_token_id
     own = own if isinstance(own, list) else [] if own is None else [own]
     return sorted({end_of_turn(tokenizer), *own})
 
 
-def keep_date(tokenizer, journal: Path) -> None:
+def keep_date(tokenizer: Tokenizer, journal: Path) -> None:
     """Let the chat template write the date on which the journal, if there is one, was begun: after midnight the prompts
     would else be others."""
     try:

@@ -21,6 +21,8 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
 from mlc_min.evaluation.generate import generate
 from mlc_min.evaluation.report import aligned_text
 from mlc_min.machinery.errors import Help, InputError, run_command
@@ -150,7 +152,7 @@ GUARD_ANSWER = re.compile(
 )
 
 
-def guard_prompt(tokenizer, prompt: str, reply: str) -> list[int]:
+def guard_prompt(tokenizer: Tokenizer, prompt: str, reply: str) -> list[int]:
     """Token ids of the pair in the guard's own chat template, which holds its whole instruction (same model cards)."""
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]
     date = getattr(tokenizer, "template_date", None)  # the same after midnight, see `examples.encode_prompt`

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from mlc_min.machinery import provenance
 from mlc_min.machinery.errors import InputError, first_line
@@ -25,7 +27,14 @@ def record_of(config: TrainConfig, device: torch.device, rows: dict) -> dict:
     }
 
 
-def save_run(config: TrainConfig, model, tokenizer, extractor: nn.Module, record: dict, history: list[dict]) -> None:
+def save_run(
+    config: TrainConfig,
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    extractor: nn.Module,
+    record: dict,
+    history: list[dict],
+) -> None:
     """Write the `model` folder of the run, whole or not at all: weights in safetensors (with LoRA: the adapters in
     peft's format), tokenizer, `extractor.safetensors`, `train_config.json` (`record`) and README.md.
 

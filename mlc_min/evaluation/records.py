@@ -7,6 +7,8 @@ reply_language. A person or any outside judge can write these two; the report do
 import json
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
 from mlc_min.examples import Row, encode_row_prompts
 from mlc_min.machinery.errors import InputError, first_line
 from mlc_min.machinery.files import write_atomically
@@ -34,7 +36,7 @@ def cells(rows: list[Row], languages: tuple[str, ...]) -> list[dict]:
     return records
 
 
-def encode(rows: list[Row], tokenizer, languages: tuple[str, ...]) -> list[list[int]]:
+def encode(rows: list[Row], tokenizer: Tokenizer, languages: tuple[str, ...]) -> list[list[int]]:
     """Token ids of the prompts, in the order of `cells`. Raises InputError for a row with a system text that the chat
     template has no place for."""
     try:

@@ -56,7 +56,7 @@ from mlc_min.lab.sentences import (
     prompt_text,
     refusal_text,
 )
-from mlc_min.machinery.errors import run_command
+from mlc_min.machinery.errors import SWITCH, run_command
 from mlc_min.machinery.files import save_folder, write_atomically, write_json
 from mlc_min.machinery.models import load_model, pick_device
 from mlc_min.machinery.provenance import hardware, versions
@@ -290,7 +290,7 @@ def main() -> None:
     add("--batch_size", type=int, default=64, help="examples a step (default: 64)")
     add("--learning_rate", type=float, default=2e-3, help="peak, AdamW with a cosine (default: 0.002)")
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    add("--rows_only", action="store_true", help="write the rows anew and measure the model on them; no training")
+    add("--rows_only", **SWITCH, default=False, help="write the rows anew and measure the model on them; no training")
     arguments = vars(parser.parse_args())
     folder, device = arguments.pop("output"), pick_device(arguments.pop("device"))
     if arguments.pop("rows_only"):

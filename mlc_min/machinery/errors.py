@@ -20,6 +20,20 @@ class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFo
     """--help with the description's own lines, and each flag's default."""
 
 
+def truth(text: str) -> bool:
+    """
+    >>> truth("true"), truth("No")
+    (True, False)
+    """
+    value = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(text.lower())
+    if value is None:
+        raise argparse.ArgumentTypeError(f"true or false, not {text!r}")
+    return value
+
+
+SWITCH = {"type": truth, "nargs": "?", "const": True, "metavar": "true|false"}  # a flag alone means true
+
+
 def run_command(main: Callable[[], None]) -> None:
     """Run a command's `main`; an InputError becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
     try:

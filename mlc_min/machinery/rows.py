@@ -311,9 +311,9 @@ def _text(value, name: str, roles: tuple[str, ...]) -> str | None:
             raise InputError(f"field '{name}' has {len(value)} turns; only single-turn rows can be used")
         value = value[0]
     if isinstance(value, dict):
-        role = _role(value)
-        if role and role not in roles:
-            raise InputError(f"field '{name}' has the role {shown(role)}; it must be {' or '.join(roles)}")
+        role = value.get("from") or value.get("role")
+        if role and role not in roles and _role(value) not in roles:  # the second, slow, for "Human"
+            raise InputError(f"field '{name}' has the role {shown(_role(value))}; it must be {' or '.join(roles)}")
         if "value" in value or "content" in value:
             value = value.get("content") if value.get("value") is None else value["value"]
     if not isinstance(value, str):

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 import yaml
 
-from mlc_min.machinery.errors import Help, InputError
+from mlc_min.machinery.errors import SWITCH, Help, InputError
 from mlc_min.machinery.files import EMBEDDED
 from mlc_min.machinery.rows import parse_languages
 
@@ -168,8 +168,8 @@ def parse_settings(description: str, arguments: list[str] | None = None) -> Trai
     )  # fmt: skip
     for name, item in FIELDS.items():
         kind = type(item.default)
-        how = {"type": _truth, "nargs": "?", "const": True} if kind is bool else {"type": kind}
-        how["metavar"] = "true|false" if kind is bool else "|".join(filter(None, get_args(item.type))) or kind.__name__
+        choices = "|".join(filter(None, get_args(item.type)))
+        how = SWITCH if kind is bool else {"type": kind, "metavar": choices or kind.__name__}
         text = item.metadata["help"].replace("%", "%%")
         default = "" if item.default == "" else f" (default: {item.default})"
         parser.add_argument(f"--{name}", **how, help=text + default)
@@ -183,17 +183,6 @@ def parse_settings(description: str, arguments: list[str] | None = None) -> Trai
     config = TrainConfig(**chosen)
     config.check()
     return config
-
-
-def _truth(text: str) -> bool:
-    """
-    >>> _truth("true"), _truth("No")
-    (True, False)
-    """
-    value = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(text.lower())
-    if value is None:
-        raise argparse.ArgumentTypeError(f"true or false, not {text!r}")
-    return value
 
 
 def read_settings(path: str | Path) -> dict:

@@ -1,6 +1,6 @@
 """The other functions in NumPy, float64, with their gradients: {input: gradient of the sum over rows}.
 
-Written from the formulas, with no line of the PyTorch code, so that the two can tell on each other. `mlc_loss` is in
+Written from the formulas, with no line of the PyTorch code, so that a shared mistake is unlikely. `mlc_loss` is in
 numpy_loss.py. Shapes: N prompts, m languages, d dimensions, T tokens, V vocabulary entries; losses and
 log-probabilities of responses are (N,), as in preference.py.
 """

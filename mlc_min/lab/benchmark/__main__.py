@@ -73,9 +73,8 @@ def main() -> None:
         write_atomically(arguments.output / "benchmark.md", "\n\n".join(map(section, results.values())) + "\n")
         if "curves" in measured:
             plot_growth(measured["curves"], arguments.output / "growth.png")
-    print(
-        f"\nsaved in {arguments.output}/: benchmark.json, benchmark.md" + ", growth.png" * ("growth" in arguments.parts)
-    )
+    files = "benchmark.json, benchmark.md" + (", growth.png" if "growth" in arguments.parts else "")
+    print(f"\nsaved in {arguments.output}/: {files}")
 
 
 def table_text(result: dict) -> str:
