@@ -1,13 +1,14 @@
 """Every figure of the diagnostics against NumPy, on fixed states; and the states against the model's own."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from mlc_min.consistency import BrokenDown
-from mlc_min.evaluation.diagnose import diagnose, prompt_states
+from mlc_min.evaluation.diagnose import diagnose, probe_figures, prompt_states
 from mlc_min.examples import Row, encode_prompt
 
 LANGUAGES = ("en", "zh", "sw")
@@ -130,3 +131,54 @@ def test_states_that_are_nan_are_an_error_and_not_a_figure(base, test_rows):
         model.get_input_embeddings().weight.fill_(torch.nan)
     with pytest.raises(BrokenDown, match="NaN"):
         diagnose(model, base[1], test_rows[:3], LANGUAGES)
+
+
+# --- the figures of the training log ---
+
+
+def probe(states_by_size: dict[int, np.ndarray], monkeypatch, **recipe) -> dict:
+    """`probe_figures` of states that are given; 2 dimensions after the extractor, fewer than languages."""
+    groups = {m: torch.tensor(states, dtype=torch.float32) for m, states in states_by_size.items()}
+    monkeypatch.setattr("mlc_min.evaluation.diagnose.groups_of_states", lambda *_: groups)
+    count = sum(len(states) for states in states_by_size.values())
+    return probe_figures(None, lambda x: x[..., :2], [None] * count, SimpleNamespace(**recipe))
+
+
+def test_the_figures_of_the_log_are_those_of_the_definitions(states, monkeypatch):
+    found = probe({3: states}, monkeypatch, mlc_tau=0.7, mlc_form="official")
+    shuffled = np.stack([np.roll(states[:, j], j, axis=0) for j in range(3)], axis=1)
+    raw, after = by_numpy(states, 0.7), by_numpy(states[..., :2], 0.7)
+    expected = {
+        "mlc_loss": after["mlc_loss"], "mlc_shuffled": by_numpy(shuffled[..., :2], 0.7)["mlc_loss"],
+        "mlc_floor": np.log(1 + np.exp(-1 / 0.7)), "mlc_ceiling": np.log(2),
+        "collinearity": raw["collinearity"], "collinearity_shuffled": by_numpy(shuffled, 0.7)["collinearity"],
+        "retrieval": nearest(states)[1:].mean(), "retrieval_chance": 1 / N,
+    }  # fmt: skip
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert float(found[name]) == pytest.approx(value, rel=1e-4), name
+    paper = probe({3: states}, monkeypatch, mlc_tau=0.7, mlc_form="paper")
+    assert paper["mlc_floor"] == pytest.approx(np.log(1 + np.exp(-(3**0.5) / 0.7)))
+
+
+def test_the_figures_of_the_log_weigh_groups_by_their_prompts_and_leave_out_what_one_group_does_not_have(
+    states, monkeypatch
+):
+    settings = dict(mlc_tau=0.2, mlc_form="official")
+    two, three = states[:4, :2], states[:1]  # four prompts in two languages, one in three
+    found = probe({2: two, 3: three}, monkeypatch, **settings)
+    alone = [probe({2: two}, monkeypatch, **settings), probe({3: three}, monkeypatch, **settings)]
+    losses = [float(figures["mlc_loss"]) for figures in alone]
+    assert float(found["mlc_loss"]) == pytest.approx(0.8 * losses[0] + 0.2 * losses[1])
+    for name in ("retrieval", "retrieval_chance", "mlc_shuffled"):  # of the four alone
+        assert float(found[name]) == pytest.approx(float(alone[0][name])), name
+    assert "retrieval" not in alone[1] and "mlc_shuffled" not in alone[1]
+    single = probe({1: states[:, :1]}, monkeypatch, **settings)  # in one language there is nothing to find
+    assert "retrieval" not in single and float(single["mlc_loss"]) == 0.0
+
+
+def nearest(states: np.ndarray) -> np.ndarray:
+    """Share of prompts whose nearest English prompt is their own, by language."""
+    unit = states / np.linalg.norm(states, axis=-1, keepdims=True)
+    found = np.einsum("nmd,kd->nmk", unit, unit[:, 0]).argmax(-1)
+    return (found == np.arange(N)[:, None]).mean(0)

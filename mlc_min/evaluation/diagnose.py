@@ -53,7 +53,7 @@ def probe_figures(model: PreTrainedModel, extractor: nn.Module, examples: list[E
 
     mlc_loss of the extractor's representations between mlc_floor and mlc_ceiling, and beside that of shuffled groups
     (mlc_shuffled); collinearity and collinearity_shuffled of the raw states; retrieval and retrieval_chance, shares."""
-    figures: dict = {}
+    found: dict[str, list[tuple]] = {}  # name -> (prompts that it is of, value) of each size of group that has it
     for m, states in groups_of_states(model, examples, recipe).items():
         representations, loss = extractor(states), partial(mlc_loss, tau=recipe.mlc_tau, form=recipe.mlc_form)
         own = {
@@ -68,8 +68,8 @@ def probe_figures(model: PreTrainedModel, extractor: nn.Module, examples: list[E
             own["retrieval"] = retrieval_accuracy(states)[1:].mean()
             own["retrieval_chance"] = 1 / len(states)
         for name, value in own.items():
-            figures[name] = figures.get(name, 0.0) + len(states) / len(examples) * value
-    return figures
+            found.setdefault(name, []).append((len(states), value))
+    return {name: sum(n * value for n, value in of) / sum(n for n, _ in of) for name, of in found.items()}
 
 
 @torch.no_grad()
