@@ -130,7 +130,7 @@ def test_every_other_method_trains_from_the_command_line(tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize(
-    "module", ["__main__", "train", "safety", "ablations", "judges", "world.toy_world", "machinery.random_model"]
+    "module", ["__main__", "train", "safety", "lab.ablations", "evaluation.judges", "lab.toy_world", "lab.random_model"]
 )
 def test_help_shows_the_settings_with_their_defaults(module, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [module, "--help"])
@@ -193,7 +193,7 @@ def test_a_bad_setting_is_named_in_one_line(tmp_path, capsys, monkeypatch, argum
     assert not (tmp_path / "run" / "model").exists()
 
 
-@pytest.mark.parametrize("module", ["__main__", "ablations"])
+@pytest.mark.parametrize("module", ["__main__", "lab.ablations"])
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
