@@ -52,13 +52,9 @@ PROBES = 16  # rows that the diagnostics look at, the same ones on each logged s
 
 
 def fit(
-    config: TrainConfig,
-    model: PreTrainedModel,
-    examples: list[Example],
-    output: Path | None = None,
-    quiet: bool = False,
-    stop: StopRequest | None = None,
-) -> tuple[nn.Module, list[dict]]:
+    config: TrainConfig, model: PreTrainedModel, examples: list[Example], output: Path | None = None,
+    quiet: bool = False, stop: StopRequest | None = None,
+) -> tuple[nn.Module, list[dict]]:  # fmt: skip
     """Train `model` in place. Returns (extractor, list of figures, one dict per logged step).
 
     `output`: a folder for train_log.jsonl, one line per logged step, and checkpoint.pt, written every `save_every`

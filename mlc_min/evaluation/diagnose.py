@@ -86,13 +86,9 @@ def prompt_states(
 
 
 def diagnose(
-    model: PreTrainedModel,
-    tokenizer: Tokenizer,
-    rows: list[Row],
-    languages: tuple[str, ...],
-    layer: int = -1,
+    model: PreTrainedModel, tokenizer: Tokenizer, rows: list[Row], languages: tuple[str, ...], layer: int = -1,
     tau: float = 0.2,
-) -> dict:
+) -> dict:  # fmt: skip
     """Figures on raw hidden states (no extractor); give one row per meaning.
 
     mlc_loss: official form at `tau`, to be read between mlc_floor and mlc_ceiling; collinearity: σ₁²/m of a

@@ -21,15 +21,9 @@ from mlc_min.machinery.models import fingerprint
 
 @torch.no_grad()
 def generate(
-    model: PreTrainedModel,
-    tokenizer: Tokenizer,
-    prompts: list[list[int]],
-    max_new_tokens: int,
-    batch_size: int,
-    temperature: float = 0.0,
-    seed: int = 0,
-    journal: Path | None = None,
-) -> list[dict]:
+    model: PreTrainedModel, tokenizer: Tokenizer, prompts: list[list[int]], max_new_tokens: int, batch_size: int,
+    temperature: float = 0.0, seed: int = 0, journal: Path | None = None,
+) -> list[dict]:  # fmt: skip
     """One dict per tokenised prompt, in their order: reply (str), ended (bool: False if it was cut off).
 
     Greedy (temperature 0) replies do not depend on the batch size, on a CPU in float32 to the letter. Padding is

@@ -28,13 +28,9 @@ def record_of(config: TrainConfig, device: torch.device, rows: dict) -> dict:
 
 
 def save_run(
-    config: TrainConfig,
-    model: PreTrainedModel,
-    tokenizer: Tokenizer,
-    extractor: nn.Module,
-    record: dict,
+    config: TrainConfig, model: PreTrainedModel, tokenizer: Tokenizer, extractor: nn.Module, record: dict,
     history: list[dict],
-) -> None:
+) -> None:  # fmt: skip
     """Write the `model` folder of the run, whole or not at all: weights in safetensors (with LoRA: the adapters in
     peft's format), tokenizer, `extractor.safetensors`, `train_config.json` (`record`) and README.md.
 

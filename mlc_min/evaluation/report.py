@@ -170,12 +170,9 @@ def diagnostics_table(diagnostics: dict[str, dict]) -> str:
 
 
 def safety_report(
-    summaries: dict[str, dict],
-    comparisons: dict[str, dict],
-    diagnostics: dict[str, dict],
-    judges: list[str],
+    summaries: dict[str, dict], comparisons: dict[str, dict], diagnostics: dict[str, dict], judges: list[str],
     more_notes: list[str] = (),
-) -> str:
+) -> str:  # fmt: skip
     """The whole report as text. comparisons: {other model: `metrics.compare`} of the first model with it."""
     first, aligned = next(iter(summaries)), aligned_of(list(summaries.values()))
     parts = [f"verdicts by: {', '.join(judges)}", text_table(summaries), LEGEND]

@@ -33,17 +33,11 @@ VOCABULARY = {"tiny": 4000, "qwen2.5-7b": 152_064}
 def make_config(shape: str) -> LlamaConfig:
     hidden, layers, heads, key_value_heads, intermediate, tied = SHAPES[shape]
     return LlamaConfig(
-        vocab_size=VOCABULARY.get(shape, 151_936),
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=key_value_heads,
-        intermediate_size=intermediate,
-        tie_word_embeddings=tied,
-        max_position_embeddings=32_768,
-        attention_bias=True,
+        vocab_size=VOCABULARY.get(shape, 151_936), hidden_size=hidden, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=key_value_heads, intermediate_size=intermediate,
+        tie_word_embeddings=tied, max_position_embeddings=32_768, attention_bias=True,
         rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
-    )
+    )  # fmt: skip
 
 
 def main() -> None:

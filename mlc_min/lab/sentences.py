@@ -40,13 +40,9 @@ def is_harmful(verb: str, obj: str) -> bool:
 
 
 def prompt_text(
-    language: str,
-    verb: str,
-    obj: str,
-    phrasing: int,
-    verb_language: str | None = None,
+    language: str, verb: str, obj: str, phrasing: int, verb_language: str | None = None,
     object_language: str | None = None,
-) -> str:
+) -> str:  # fmt: skip
     """One request. Another `verb_language` or `object_language` gives a code-switched one.
 
     >>> prompt_text("en", "burn", "candle", 0), prompt_text("it", "burn", "candle", 0)

@@ -129,14 +129,9 @@ def train_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.model").write_bytes(model.getvalue())
     # transformers converts the SentencePiece model; saved once more, it loads without protobuf as tokenizer.json.
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=AutoTokenizer.from_pretrained(folder).backend_tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        pad_token="<pad>",
-        padding_side="left",
-        chat_template=CHAT_TEMPLATE,
-    )
+        tokenizer_object=AutoTokenizer.from_pretrained(folder).backend_tokenizer, bos_token="<s>", eos_token="</s>",
+        unk_token="<unk>", pad_token="<pad>", padding_side="left", chat_template=CHAT_TEMPLATE,
+    )  # fmt: skip
     tokenizer.save_pretrained(folder)
 
 
@@ -177,18 +172,10 @@ def pretrain(tokenizer, seed: int, steps: int, batch_size: int, learning_rate: f
     """
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=192,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        num_key_value_heads=3,
-        intermediate_size=512,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+        vocab_size=VOCABULARY, hidden_size=192, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=3,
+        intermediate_size=512, max_position_embeddings=256, tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
     model = LlamaForCausalLM(config).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
     scheduler = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)

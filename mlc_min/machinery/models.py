@@ -28,12 +28,9 @@ def pick_device(name: str) -> torch.device:
 
 
 def load_model(
-    path: str | Path,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    attention: str | None = None,
-    chat_template: str | Path | None = None,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+    attention: str | None = None, chat_template: str | Path | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:  # fmt: skip
     """(model, tokenizer) from a folder or Hub id, weights in safetensors only, or from a .gguf file; no code from the
     folder is run. A folder of LoRA adapters gives its base model with the adapters merged into it.
 

@@ -36,12 +36,9 @@ def parse_languages(codes: str, flag: str = "--languages") -> tuple[str, ...]:
 
 
 def read_rows(
-    path: str | Path,
-    languages: tuple[str, ...] | None = ("en",),
-    responses: tuple[str, ...] = (),
-    required: tuple[str, ...] | None = None,
-    optional_responses: tuple[str, ...] = (),
-) -> list[Row]:
+    path: str | Path, languages: tuple[str, ...] | None = ("en",), responses: tuple[str, ...] = (),
+    required: tuple[str, ...] | None = None, optional_responses: tuple[str, ...] = (),
+) -> list[Row]:  # fmt: skip
     """Read a JSONL file, a JSON list or a CSV file; check of each row what the caller needs.
 
     languages: codes; "en" is the field `prompt`, any other `prompt_<code>`; prompts in other languages are
