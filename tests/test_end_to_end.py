@@ -44,6 +44,7 @@ def refused(capsys, monkeypatch, *arguments) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_the_main_job_writes_tables_verdicts_logs_and_pictures(tmp_path):
     printed = run("mlc_min", "--output", tmp_path, "--steps", 2, "--test_rows", 2).stdout
     table = json.loads((tmp_path / "table.json").read_text())
@@ -65,6 +66,7 @@ def test_the_main_job_writes_tables_verdicts_logs_and_pictures(tmp_path):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_training_and_evaluating_from_the_command_line(tmp_path):
     trained = tmp_path / "run" / "model"
     few_steps = ("--steps", 2, "--batch_size", 4, "--harmful_only", "true", "--reference_cache", tmp_path / "reference")
@@ -82,6 +84,7 @@ def test_training_and_evaluating_from_the_command_line(tmp_path):
     assert set(report["models"]["run"]["strict"]) == {"en", "sw"}
 
 
+@pytest.mark.slow
 def test_the_ablations_go_on_where_they_were(tmp_path, monkeypatch, capsys):
     def ablations(*arguments) -> str:
         monkeypatch.setattr(sys, "argv", ["mlc_min.lab.ablations", *map(str, arguments)])

@@ -114,6 +114,7 @@ def start(few, tmp_path, monkeypatch):
     return start
 
 
+@pytest.mark.slow
 def test_killed_at_ten_random_moments_and_resumed_each_time_it_ends_with_the_same_bits(undisturbed, tmp_path, start):
     output, draw = tmp_path / "run", random.Random(0)
     for kills in range(10):

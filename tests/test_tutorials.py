@@ -40,6 +40,7 @@ def squares(picture: np.ndarray) -> np.ndarray:
     return picture[: rows * 16, : columns * 16].reshape(rows, 16, columns, 16, -1).mean((1, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # as a reader runs them
 @every_page
 def test_every_block_prints_what_the_page_says_and_every_picture_is_the_committed_one(page, tmp_path, monkeypatch):
@@ -215,6 +216,7 @@ def copied(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_every_solution_passes_every_test_of_its_exercise(copied):
     for page in PAGES:
         (copied / f"page_{int(page.name[:2])}.py").write_text(solution_of(page), encoding="utf-8")
@@ -224,6 +226,7 @@ def test_every_solution_passes_every_test_of_its_exercise(copied):
     assert len(counts) == len(PAGES) and all(held == of for held, of in counts), done.stdout
 
 
+@pytest.mark.slow
 def test_an_empty_exercise_waits_and_a_wrong_one_is_told_which_invariants_fail(copied):
     wrong = solution_of(PAGES[5]).replace("[:, 0] ** 2", "[:, 0]")  # σ₁ and not its square
     (copied / "page_6.py").write_text(wrong, encoding="utf-8")
@@ -237,6 +240,7 @@ def test_an_empty_exercise_waits_and_a_wrong_one_is_told_which_invariants_fail(c
 # --- as a notebook ---
 
 
+@pytest.mark.slow
 def test_a_page_opens_as_a_notebook_and_its_cells_run(tmp_path, monkeypatch):
     pytest.importorskip("jupytext", reason="needs pip install jupytext jupyterlab")
     nbclient = pytest.importorskip("nbclient", reason="needs pip install jupytext jupyterlab")
