@@ -114,6 +114,7 @@ def test_the_ablations_go_on_where_they_were(tmp_path, monkeypatch, capsys):
         ablations("--rows", "nonsense")
 
 
+@pytest.mark.slow
 def test_the_phrases_judge_is_measured_by_a_command(tmp_path):
     printed = run("mlc_min.evaluation.judges", "--output", tmp_path / "figures.json").stdout
     figures = json.loads((tmp_path / "figures.json").read_text("utf-8"))

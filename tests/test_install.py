@@ -70,6 +70,7 @@ def test_every_module_imports_without_what_only_unix_has():
     assert {"mlc_min.train", "mlc_min.safety", "mlc_min.__main__"} <= set(process.stdout.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["mlc_min", "mlc_min.train", "mlc_min.lab.ablations"])
 def test_a_package_without_the_repositorys_data_says_so_in_one_line(tmp_path, command):
     shutil.copytree(ROOT / "mlc_min", tmp_path / "mlc_min", ignore=shutil.ignore_patterns("__pycache__"))

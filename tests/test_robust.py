@@ -135,6 +135,7 @@ def test_killed_at_ten_random_moments_and_resumed_each_time_it_ends_with_the_sam
     assert not list(output.glob(".*.new.new"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_it_saves_says_so_and_can_be_resumed(few, undisturbed, tmp_path, start, monkeypatch, number):
     output = tmp_path / "run"

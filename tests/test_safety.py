@@ -79,6 +79,7 @@ def test_cells_are_rows_times_languages_and_harmful_unless_they_say_otherwise():
     assert (fourth["language"], fourth["prompt"]) == ("zh", "d")
 
 
+@pytest.mark.slow
 def test_verdicts_are_the_same_at_any_batch_size(base, test_rows):
     rows = test_rows[::25]
     assert evaluate(*base, rows, FEW, batch_size=3) == evaluate(*base, rows, FEW, batch_size=64)
