@@ -1,6 +1,6 @@
 """From verdicts to figures: rates with intervals, agreement between languages, comparison of two models.
 
-Pure functions of records (dicts with id, language, harmful, ended, verdict and what else a judge adds; `safety.py`
+Pure functions of records (dicts with id, language, harmful, ended, verdict and what else a judge adds; `records.py`
 and `judges.py` say what they mean). Nothing here knows about models or files.
 """
 
