@@ -1,6 +1,7 @@
 """Rows in files: every shape, layout and fault against hand-typed values. See test_formats.py for whole data sets."""
 
 import csv
+import gc
 import io
 import json
 import re
@@ -645,3 +646,16 @@ def test_any_file_gives_rows_or_a_one_line_input_error(content, kind):
             else:
                 assert rows and all(text.strip() for row in rows for text in row.prompts.values())
                 json.dumps([vars(row) for row in rows], ensure_ascii=False).encode()
+
+
+def test_the_collector_runs_again_after_reading_and_after_a_refusal(tmp_path):
+    read_rows(write(tmp_path, GOOD))
+    assert gc.isenabled()
+    message(tmp_path / "missing.json")
+    assert gc.isenabled()
+    gc.disable()  # as somebody may have done
+    try:
+        read_rows(write(tmp_path, GOOD))
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
