@@ -108,6 +108,8 @@ def test_the_figures_of_the_benchmark_are_the_committed_ones():
         f"{trl[0][3]}; {trl[0][6]}", f"{trl[2][3]}; {trl[2][6]}", evaluation[3][2],
     ):  # fmt: skip
         assert shown in page, shown
+    jsonl, json_list, table = (row[1] for row in parts["reading"]["rows"])
+    assert f"{jsonl} s of the CPU's time as JSONL, {json_list} s as one JSON list and {table} s as CSV" in page
     growth, loss = parts["growth"]["rows"], parts["loss"]["rows"]
     for shown in (*official[2][2:], cost[1][3], growth[0][2], growth[2][2], growth[3][2], loss[0][2], loss[3][2]):
         assert shown in page, shown
