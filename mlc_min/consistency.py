@@ -24,8 +24,7 @@ def make_extractor(kind: str, hidden_size: int, dim: int) -> nn.Module:
 
     kind: "learned" (trained with the model, as in the paper), "frozen" (the same random map, never trained) or
     "identity" (the hidden state itself; `dim` is ignored). A learned extractor can lower the loss without the model
-    moving at all, so the other two are there to check against it. Raises ValueError for another kind.
-    """
+    moving at all, so the other two are there to check against it. Raises ValueError for another kind."""
     if kind == "identity":
         return nn.Identity()
     if kind not in ("learned", "frozen"):
@@ -37,8 +36,7 @@ def unit_rows(representations: torch.Tensor) -> torch.Tensor:
     """Divide each row by its length: (N, m, d) any float dtype -> (N, m, d) float32 (float64 stays).
 
     Raises ValueError for a wrong shape or an empty dimension; BrokenDown, which is one too, for a NaN or infinity, or a
-    row of zeros (no entry above 1e-30): it has no direction, and calling it aligned or not would both be inventions.
-    """
+    row of zeros (no entry above 1e-30): it has no direction, and calling it aligned or not would both be inventions."""
     shape = tuple(representations.shape)
     if len(shape) != 3 or 0 in shape:
         raise ValueError(f"representations must be (prompts, languages, dim), none of them 0; got {shape}")
@@ -60,8 +58,7 @@ def singular_values(representations: torch.Tensor) -> torch.Tensor:
 
     `svdvals` in float32 and not eigenvalues of the Gram matrix Z Zᵀ: squaring loses half the digits where it matters,
     near rank 1 (gradient error 0.84 against 7e-4 at a spread of 1e-4). And only the values: the gradient through
-    singular *vectors* is infinite where two values are equal, this one is not.
-    """
+    singular *vectors* is infinite where two values are equal, this one is not."""
     # linalg has no bfloat16, and autocast must not bring it back in between.
     with torch.autocast(representations.device.type, enabled=False):
         return torch.linalg.svdvals(unit_rows(representations))
@@ -77,8 +74,7 @@ def mlc_loss(representations: torch.Tensor, tau: float = 0.2, form: str = "offic
     order of languages, a rotation of the space, a positive factor or a change of sign of any row: rows that point in
     opposite directions count as aligned. m = 1 gives 0, with zero gradient. Gradients are finite wherever the loss is
     defined, also at repeated and at identical rows.
-    Raises ValueError for tau <= 0, an unknown form, and what `unit_rows` refuses.
-    """
+    Raises ValueError for tau <= 0, an unknown form, and what `unit_rows` refuses."""
     if not tau > TINY:
         raise ValueError(f"tau must be > 0, got {tau}")
     if form not in FORMS:
@@ -105,12 +101,20 @@ def mlc_ceiling(languages: int, dim: int) -> float:
 
 
 def cosine_loss(representations: torch.Tensor) -> torch.Tensor:
-    """Ablation: 1 - mean cosine over the pairs of languages. (N, m, d) -> scalar; m = 1 gives 0.
-
-    Unlike MLC it asks for the same *direction*: a row of opposite sign is as wrong as can be.
-    """
+    """Ablation: 1 - mean cosine over the pairs of languages. (N, m, d) -> scalar; m = 1 gives 0. Unlike MLC it asks for
+    the same *direction*: a row of opposite sign is as wrong as can be."""
     with torch.autocast(representations.device.type, enabled=False):
         z = unit_rows(representations)
         m = z.shape[1]
         pairs = z.sum(1).square().sum(-1) - m  # the sum over ordered pairs i != j of z_i·z_j is |Σ z|² - m
         return 1 - (pairs / (m * (m - 1))).mean() if m > 1 else 0.0 * z.sum()
+
+
+def separation_loss(representations: torch.Tensor, tau: float = 0.2) -> torch.Tensor:
+    """Not in the paper: the second half of its ancestor PMRL (arXiv 2507.17343), which keeps prompts apart.
+    Cross-entropy of "this prompt" among all prompts of the batch, by the cosines of their directions. (N, m, d) ->
+    scalar, 0 for N = 1. A direction is the normalised mean row where PMRL takes the first singular vector, whose sign
+    is arbitrary and whose gradient is infinite where two singular values are equal."""
+    with torch.autocast(representations.device.type, enabled=False):
+        directions = unit_rows(unit_rows(representations).mean(1)[None])[0]  # (N, d)
+        return -torch.log_softmax(directions @ directions.T / tau, dim=-1).diagonal().mean()

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
-from mlc_min.consistency import BrokenDown, cosine_loss, make_extractor, mlc_loss
+from mlc_min.consistency import BrokenDown, cosine_loss, make_extractor, mlc_loss, separation_loss
 from mlc_min.examples import Example, consistency_batch, preference_batch, response_batch
 from mlc_min.preference import dpo_loss, orpo_loss, sequence_logps, sft_loss, simpo_loss
 from mlc_min.states import last_token_states_in_parts, position_ids, vocabulary_logits
@@ -71,6 +71,8 @@ def consistency_loss(model: PreTrainedModel, extractor: nn.Module, examples: lis
             part = cosine_loss(representations)
         else:
             part = mlc_loss(representations, recipe.mlc_tau, recipe.mlc_form)
+        if recipe.separate_weight:
+            part = part + recipe.separate_weight * separation_loss(representations, recipe.mlc_tau)
         loss = loss + len(states) / len(examples) * part
     return loss
 
@@ -136,8 +138,7 @@ def train(run: Run, examples: list[Example], recipe) -> Iterator[dict]:
     """One optimizer step per `next`, up to `recipe.steps`; yields the step's figures, means over its micro-batches, and
     its `rows`. The same loop continues a run whose `step` is not 0.
 
-    Raises BrokenDown, before the step is taken, if the loss or its gradient is not finite.
-    """
+    Raises BrokenDown, before the step is taken, if the loss or its gradient is not finite."""
     parameters, size = run.optimizer.param_groups[0]["params"], recipe.batch_size
     lengths = [len(e.prompt) + max(len(e.chosen), len(e.rejected or ())) for e in examples]
     done, lengths = run.step * recipe.accumulation * size, lengths if recipe.group_by_length else None

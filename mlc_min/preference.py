@@ -22,8 +22,7 @@ def sequence_logps(
 
     Give hidden states and a head where the vocabulary is large: the head then runs on the positions that predict a
     response token only, never on prompts or padding.
-    Raises ValueError if a row has no response token, or one at position 0, which nothing predicts.
-    """
+    Raises ValueError if a row has no response token, or one at position 0, which nothing predicts."""
     mask = response_mask.cpu().numpy()  # on the CPU, so that nothing waits for a GPU if it lies there
     if mask[:, 0].any():
         raise ValueError("a response cannot start at position 0: no token before it predicts it")
@@ -55,8 +54,7 @@ def dpo_loss(
     """DPO (Rafailov et al. 2023, eq. 7): -log sigmoid(β · margin). All (N,) summed log-probs -> (N,).
 
     margin = (policy - reference) of the chosen minus (policy - reference) of the rejected response.
-    log 2 = 0.6931 where policy and reference agree.
-    """
+    log 2 = 0.6931 where policy and reference agree."""
     chosen, rejected = policy_chosen_logps - reference_chosen_logps, policy_rejected_logps - reference_rejected_logps
     return -F.logsigmoid(beta * (chosen - rejected))
 
@@ -86,6 +84,5 @@ def _log_one_minus_exp(x: Tensor) -> Tensor:
     """log(1 - exp(x)) for x <= 0, finite with finite gradient everywhere.
 
     `log1p(-exp(x))`, as the official code has it, is -inf at 0 and rounds to it just below 0 in float32;
-    `log(-expm1(x))` keeps all digits there. A certain response, x = 0, counts as p = 1 - 1e-6.
-    """
+    `log(-expm1(x))` keeps all digits there. A certain response, x = 0, counts as p = 1 - 1e-6."""
     return torch.log(-torch.expm1(x.clamp(max=-1e-6)))

@@ -51,8 +51,7 @@ def last_token_states(
     The prompts must end as generation would start, that is with the chat template's generation prompt. Runs the layers
     up to `layer` and stops: no layer above it, no final norm unless it is the last entry, no vocabulary logits. Keeps
     the gradient. The dtype is the model's own (or autocast's).
-    inputs_embeds: (N, T, d_h), the embeddings of the ids, if they have been looked up already.
-    """
+    inputs_embeds: (N, T, d_h), the embeddings of the ids, if they have been looked up already."""
     layer, decoder = resolve_layer(model, layer), model.get_decoder()
     last = last_position(attention_mask).to(model.device)
     mask = attention_mask.to(model.device)
@@ -96,8 +95,7 @@ def vocabulary_logits(model: PreTrainedModel, hidden_states: torch.Tensor) -> to
     """(…, d_h) last hidden states -> (…, V) logits, for use at the positions that need them only.
 
     What a family does beside the matrix is written out here. `machinery/models.py` compares the result with the model's
-    own logits before a run, since a family that does more would be trained on wrong log-probs without a word.
-    """
+    own logits before a run, since a family that does more would be trained on wrong log-probs without a word."""
     config = model.config.get_text_config()
     logits = model.get_output_embeddings()(hidden_states)
     if getattr(config, "logits_scaling", None):  # Granite

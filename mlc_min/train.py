@@ -19,6 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from mlc_min.centring import CentredByLanguage
 from mlc_min.consistency import BrokenDown
 from mlc_min.evaluation.diagnose import probe_figures
 from mlc_min.evaluation.model_card import record_of, save_run
@@ -82,6 +83,8 @@ def fit(
     if config.shuffle_translations:
         examples = shuffled(config, examples)
     run = Run.start(model, config)
+    if config.mlc_weight and config.center_languages != "no":
+        run.extractor = centred(config, run, examples)
     state = read_checkpoint(checkpoint) if checkpoint and config.resume else None
     if state:
         restore(checkpoint, state, run, config, identity)
@@ -135,6 +138,18 @@ def shuffled(config: TrainConfig, examples: list[Example]) -> list[Example]:
         return shuffle_translations(examples, config.seed)
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def centred(config: TrainConfig, run: Run, examples: list[Example]) -> nn.Module:
+    """The extractor of states centred by language, which needs every language in every row."""
+    languages = len(config.language_list)
+    for example in examples:
+        if len(example.prompts) < languages:
+            raise InputError(f"{example.where}: lacks a language, and --center_languages needs all; --missing skip")
+    if config.batch_size < 2:
+        raise InputError("--center_languages: needs a --batch_size of at least 2; one prompt is its own mean")
+    hidden_size = run.model.config.get_text_config().hidden_size
+    return CentredByLanguage(run.extractor, config.center_languages, languages, hidden_size).to(run.model.device)
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlc_min.centring import CentredByLanguage
 from mlc_min.consistency import (
     FORMS,
     cosine_loss,
@@ -15,6 +16,7 @@ from mlc_min.consistency import (
     mlc_ceiling,
     mlc_floor,
     mlc_loss,
+    separation_loss,
     singular_values,
     unit_rows,
 )
@@ -323,6 +325,52 @@ def test_opposite_rows_are_wrong_for_the_cosine_loss_and_aligned_for_mlc():
     x = torch.tensor([[[1.0, 2.0], [-3.0, -6.0]]])
     assert cosine_loss(x).item() == pytest.approx(2)
     assert mlc_loss(x).item() == pytest.approx(mlc_floor(2, 2))
+
+
+@given(n=st.integers(1, 5), m=st.integers(1, 4), d=st.integers(2, 8), seed=st.integers(0, 10**6))
+def test_separation_is_the_cross_entropy_of_finding_the_own_prompt_by_its_direction(n, m, d, seed):
+    x = normal(seed, n, m, d)
+    mean = numpy_unit_rows(numpy_unit_rows(x).mean(1))
+    expected = 0.0
+    for i in range(n):
+        similarity = np.array([mean[i] @ mean[k] for k in range(n)]) / 0.3
+        expected += np.log(np.exp(similarity).sum()) - similarity[i]
+    assert separation_loss(x, 0.3).item() == pytest.approx(expected / n, **close)
+
+
+def test_separation_ends_the_trick_of_one_vector_added_to_all_states():
+    x, common = normal(0, 4, 3, 8), 100 * normal(1, 1, 1, 8)
+    assert mlc_loss(x + common) < mlc_loss(x)
+    assert separation_loss(x + common).item() == pytest.approx(math.log(4), abs=1e-2)
+    assert separation_loss(x).item() < 0.5
+
+
+@pytest.mark.parametrize("kind", ["batch", "running"])
+def test_a_vector_added_to_all_states_of_a_language_changes_nothing_once_they_are_centred(kind):
+    x, common = normal(0, 5, 3, 8), 10 * normal(1, 1, 3, 8)
+    own, shifted = (CentredByLanguage(torch.nn.Identity(), kind, 3, 8) for _ in range(2))
+    for _ in range(3):
+        assert torch.allclose(own(x), shifted(x + common), atol=1e-4)
+    assert torch.allclose(own(x).mean(0), torch.zeros(3, 8), atol=1e-5)
+
+
+def test_the_running_mean_is_of_all_batches_and_then_a_tenth_of_the_newest_and_stands_still_without_gradients():
+    module, mean = CentredByLanguage(torch.nn.Identity(), "running", 2, 3), np.zeros((2, 3))
+    for k in range(1, 15):
+        x = normal(k, 4, 2, 3)
+        mean += max(1 / k, 0.1) * (x.numpy().mean(0) - mean)
+        assert np.allclose(module(x).numpy(), x.numpy() - mean, atol=1e-5)
+    with torch.no_grad():
+        module(normal(99, 4, 2, 3))
+    assert np.allclose(module.mean.numpy(), mean, atol=1e-5)
+    with pytest.raises(ValueError, match="needs all 2 languages"):
+        module(normal(0, 4, 3, 3))
+
+
+def test_no_gradient_goes_through_the_means():
+    x = normal(0, 4, 2, 3).requires_grad_()
+    (CentredByLanguage(torch.nn.Identity(), "batch", 2, 3)(x) * normal(1, 4, 2, 3)).sum().backward()
+    assert torch.allclose(x.grad, normal(1, 4, 2, 3))
 
 
 @groups

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from mlc_min import cosine_loss, mlc_loss
-from mlc_min.consistency import BrokenDown
+from mlc_min.consistency import BrokenDown, separation_loss
 from mlc_min.examples import Example, shuffle_translations
 from mlc_min.lab.sentences import EMBEDDED
 from mlc_min.loop import Run, alignment_loss, arithmetic, consistency_loss, row_order, train, with_reference
+from mlc_min.machinery.errors import InputError
 from mlc_min.machinery.settings import FIELDS
 from mlc_min.states import last_token_states
 from mlc_min.train import TrainConfig, fit, main
@@ -261,6 +262,31 @@ def _(case):
     assert ["consistency_loss" in line for line in history] == [True, False, True, False, True]
 
 
+@checks("separate_weight")
+def _(case):
+    states = case.states(-1)
+    expected = mlc_loss(states, 0.7).item() + 3 * separation_loss(states, 0.7).item()
+    assert case.consistency(mlc_tau=0.7, separate_weight=3.0) == pytest.approx(expected, abs=1e-5)
+
+
+@checks("center_languages")
+def _(case):
+    own = dict(steps=2, batch_size=4, mlc_weight=1.0, extractor="identity", learning_rate=1e-9, warmup=0.0)
+    places = [[int(row.where[5:]) - 1 for row in step["rows"]] for step in case.figures(**own)]
+    first, second = (case.states(-1)[rows] for rows in places)
+    batch = [mlc_loss(states - states.mean(0)).item() for states in (first, second)]
+    mean = (first.mean(0) + second.mean(0)) / 2
+    for kind, expected in (("batch", batch), ("running", [batch[0], mlc_loss(second - mean).item()])):
+        history = case.history(center_languages=kind, **own)
+        assert [line["consistency_loss"] for line in history] == pytest.approx(expected, abs=1e-4)
+    case.examples = [*case.examples[:-1], dataclasses.replace(case.examples[-1], prompts={"en": [5], "zh": [6]})]
+    for changes, words in ((own, "rows:8: lacks a language"), (own | {"batch_size": 1}, "--batch_size of at least 2")):
+        if "batch_size" in words:
+            case.examples = case.examples[:-1]
+        with pytest.raises(InputError, match=words):
+            case.fit(center_languages="running", **changes)
+
+
 @checks("extractor", "extractor_dim")
 def _(case):
     learned, frozen = (case.fit(mlc_weight=1.0, extractor=kind, extractor_dim=7)[0] for kind in ("learned", "frozen"))
@@ -350,7 +376,6 @@ def _(case):
 
 @checks("max_length", "too_long")
 def _(case):
-    from mlc_min.machinery.errors import InputError
 
     with pytest.raises(InputError, match=r"row|:\d+: longer than --max_length 16"):
         case.command("--max_length", 16, "--too_long", "error")
@@ -391,7 +416,6 @@ def _(case):
 
 @checks("device")
 def _(case):
-    from mlc_min.machinery.errors import InputError
 
     with pytest.raises(InputError, match="--device nonsense"):
         case.command("--device", "nonsense")

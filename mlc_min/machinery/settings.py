@@ -67,6 +67,12 @@ class TrainConfig:
     )  # fmt: skip
     mlc_every: int = setting(1, "use the MLC loss on every n-th step only [2]", least=1, most=10**6, unit="steps")
     consistency: Literal["mlc", "cosine"] = setting("mlc", "mlc, or cosine for the pairwise ablation")
+    separate_weight: float = setting(
+        0.0, "not in the paper: times λ, keeps different prompts apart, as in PMRL", least=0, most=1e4, unit="a factor"
+    )
+    center_languages: Literal["no", "batch", "running"] = setting(
+        "no", "not in the paper: take the mean state of each language away before the extractor"
+    )
     extractor: Literal["learned", "frozen", "identity"] = setting("learned", "learned [yes], frozen or identity")
     extractor_dim: int = setting(512, "d [512]", least=1, most=10**6, unit="dimensions")
     shuffle_translations: bool = setting(False, "control: translations of other prompts")

@@ -31,7 +31,7 @@ except ImportError:  # the module can be imported all the same; its command says
 
 CHECKED_WITH = "1.16"  # private methods of TRL's trainers are overridden here, and those may change
 NAMES = """method model train languages missing too_long harmful_only lora lora_alpha mlc_weight mlc_tau mlc_form
-mlc_layer mlc_parts mlc_every consistency extractor extractor_dim shuffle_translations""".split()
+mlc_layer mlc_parts mlc_every consistency separate_weight extractor extractor_dim shuffle_translations""".split()
 MLCConfig = make_dataclass(  # TrainConfig's; its parser knows no bounds, so `check` looks at them
     "MLCConfig",
     [(name, FIELDS[name].type, field(default=FIELDS[name].default, metadata={"help": FIELDS[name].metadata["help"]}))

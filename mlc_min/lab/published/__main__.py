@@ -1,0 +1,105 @@
+"""A published multilingual model, taught in English to refuse: is there a gap to other languages, what closes it?
+
+    python -m mlc_min.lab.published --model <folder, .gguf file or Hub id> --data embedded --output runs/published
+    python -m mlc_min.lab.published --model … --data polyrefuse:<folder> --seeds 0 1 2 --output runs/polyrefuse
+
+Trains and measures every row of the table, seed by seed. What is done already (a result.json in the output folder)
+is not run again, so that a stopped run goes on where it was. A row takes about eight minutes on 2 CPU cores with a
+model of 270 M parameters, and 5 GB of memory. Writes published.json, published.md and two pictures.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from mlc_min.lab.published.report import plot_languages, plot_layers, tables, tabulate
+from mlc_min.lab.published.rows import MAIN, ROWS, START, Bench, run
+from mlc_min.lab.published.tasks import load_task
+from mlc_min.machinery.errors import Help, InputError, run_command
+from mlc_min.machinery.files import usable_folder, write_atomically, write_json
+from mlc_min.machinery.models import pick_device
+from mlc_min.train import TrainConfig
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m mlc_min.lab.published", description=__doc__, formatter_class=Help)
+    add = parser.add_argument
+    add("--model", required=True, help="a pre-trained base model: folder in Hugging Face format, .gguf file or Hub id")
+    add("--chat_template", help="file with the chat template, for a model that has none; see data/published")
+    add("--attention", help="attention backend of transformers, such as eager or sdpa; default: its own choice")
+    add("--data", default="embedded", help="embedded, or polyrefuse:<folder with its JSON files>")
+    add("--rows", nargs="+", default=list(MAIN), metavar="ROW", help=f"which rows, or all: {', '.join(ROWS)}")
+    add("--seeds", type=int, nargs="+", default=[0], help="of row order, extractor, shuffling and labelled prompts")
+    add("--split", choices=("validation", "test"), default="test", help="requests that are measured on")
+    add("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of the further training")
+    add("--output", type=Path, default=Path("runs/published"), help="a folder per row and seed; reused")
+    add("--results", type=Path, help="folder for published.json and so on; default: the output folder")
+    add("--device", default="auto", help="auto, cpu or cuda")
+    arguments = parser.parse_args()
+    names = list(ROWS) if arguments.rows == ["all"] else [START, *(n for n in arguments.rows if n != START)]
+    for name in names:
+        if name not in ROWS:
+            raise InputError(f"--rows {name!r}: there is no such row; the rows are {', '.join(ROWS)}")
+    changes = dict(map(setting, arguments.set))
+    for seed in arguments.seeds:
+        TrainConfig(seed=seed).check()
+    task = load_task(arguments.data)
+    bench = Bench(arguments.model, arguments.chat_template, arguments.attention, pick_device(arguments.device), task,
+                  arguments.split, usable_folder(arguments.output, "--output"))  # fmt: skip
+    folder = usable_folder(arguments.results or arguments.output, "--results")
+    wanted = {"model": arguments.model, "data": arguments.data, "split": arguments.split, "set": arguments.set}
+    begun = bench.output / "run.json"
+    if begun.exists() and json.loads(begun.read_text(encoding="utf-8")) != wanted:
+        raise InputError(f"{begun}: another run; use another --output, or delete the folder")
+    write_json(begun, wanted)
+    print(f"{task.name}: {len(task.train)} training rows in {', '.join(task.languages)}; measured on "
+          f"{len(bench.rows)} requests in these and {', '.join(task.unseen)}")  # fmt: skip
+    todo = [(seed, name) for seed in arguments.seeds for name in names]
+    results: dict[str, list[dict]] = {}
+    spent = []
+    for number, (seed, name) in enumerate(todo):
+        started, is_done = time.perf_counter(), (bench.folder(name, seed) / "result.json").exists()
+        result = run(bench, name, seed, changes)
+        results.setdefault(name, []).append(result)
+        if not is_done:
+            spent.append(time.perf_counter() - started)
+            rest = sum(not (bench.folder(n, s) / "result.json").exists() for s, n in todo[number + 1 :])
+            minutes, left = spent[-1] / 60, sum(spent) / len(spent) * rest / 60
+            print(f"{name}, seed {seed}: {minutes:.1f} minutes; {rest} more rows, about {left:.0f} minutes", flush=True)
+    report(bench, results, folder)
+
+
+def setting(text: str) -> tuple[str, object]:
+    """A setting of `mlc_min.train` and its value, of the kind that its default has: "mlc_weight=2" -> 2.0."""
+    name, _, value = text.partition("=")
+    own = vars(TrainConfig()).get(name)
+    if own is None or isinstance(own, bool):
+        raise InputError(f"--set {text}: take a number or a word of mlc_min.train, such as mlc_weight=2")
+    try:
+        return name, type(own)(value)
+    except ValueError:
+        raise InputError(f"--set {text}: must be of the kind of {own!r}") from None
+
+
+def report(bench: Bench, results: dict[str, list[dict]], folder: Path) -> None:
+    base = json.loads((bench.output / "base.json").read_text(encoding="utf-8"))
+    records = {}
+    for name, runs in results.items():
+        for result in runs:
+            result["base_perplexity"] = base["perplexity"]
+            text = (bench.folder(name, result["seed"]) / "records.jsonl").read_text(encoding="utf-8")
+            records.setdefault(name, []).append([json.loads(line) for line in text.splitlines()])
+    figures = tabulate(bench.task, results, records)
+    about = {"model": Path(bench.model).name, "data": bench.task.name, "split": bench.split}
+    write_json(folder / "published.json", about | {"base": {k: base[k] for k in ("perplexity", "layers")}} | figures)
+    text = tables(bench.task, figures)
+    write_atomically(folder / "published.md", text + "\n")
+    plot_languages(bench.task, figures, folder / "published-languages.png")
+    shown = {name: runs[0]["layers"] for name, runs in results.items() if name in MAIN[1:6] and "layers" in runs[0]}
+    plot_layers({"base": base["layers"], START: results[START][0]["layers"]} | shown, folder / "published-layers.png")
+    print(f"\n{text}\n\nsaved in {folder}/: published.json and .md, published-languages.png, published-layers.png")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,212 @@
+"""From the rows' records to tables, answers with intervals, and pictures."""
+
+from pathlib import Path
+from statistics import fmean, geometric_mean
+
+import numpy as np
+
+from mlc_min.evaluation.pictures import _figure, _save, language_name, plain, style
+from mlc_min.evaluation.report import figure, markdown_table, p_value
+from mlc_min.lab.published.measure import comparisons
+from mlc_min.lab.published.rows import ANY_LANGUAGE
+from mlc_min.lab.published.tasks import Task
+
+DRAWS = 4000
+# (row, other row): is it better in the first? Of selectivity and of AUC, in each group of languages.
+QUESTIONS = (
+    ("MLC", "SFT goes on"),
+    ("MLC, shuffled", "SFT goes on"),
+    ("MLC", "MLC, shuffled"),
+    ("MLC centred", "SFT goes on"),
+    ("MLC centred", "MLC centred, shuffled"),
+    ("MLC centred", "MLC"),
+    ("MLC + separation", "MLC + separation, shuffled"),
+    ("MLC + separation", "SFT goes on"),
+    ("MLC centred", "cosine centred"),
+    ("MLC, middle layer", "MLC"),
+    ("MLC centred", "thresholds"),
+    (ANY_LANGUAGE, "MLC centred"),
+    ("DPO + MLC centred", "DPO goes on"),
+)
+
+
+class Outcomes:
+    """One row's replies and scores, averaged over its seeds: for each language who was refused, and who ranked above
+    whom. Both figures are sums over these, so that requests can be resampled quickly.
+
+    refused_harmful (languages, H), refused_harmless (languages, S), ranked (languages, H, S), all in [0, 1].
+    """
+
+    def __init__(self, runs: list[list[dict]], languages: tuple[str, ...]):
+        self.languages = languages
+        both = [self._of(runs[0], languages[0], kind) for kind in (True, False)]
+        self.groups = [[r.get("group", r["id"]) for r in own] for own in both]
+        own = [[self._language(records, code) for code in languages] for records in runs]
+        parts = zip(*(zip(*seed, strict=True) for seed in own), strict=True)
+        self.refused_harmful, self.refused_harmless, self.ranked = (np.mean(part, axis=0) for part in parts)
+
+    @staticmethod
+    def _of(records: list[dict], language: str, kind: bool) -> list[dict]:
+        return sorted((r for r in records if r["language"] == language and r["harmful"] is kind), key=lambda r: r["id"])
+
+    def _language(self, records: list[dict], language: str) -> tuple[np.ndarray, ...]:
+        both = [self._of(records, language, kind) for kind in (True, False)]
+        refused = [np.array([r["verdict"] == "refusal" for r in own], dtype=float) for own in both]
+        return *refused, comparisons(*([r["log_odds"] for r in own] for own in both))
+
+    def over(self, languages: tuple[str, ...]) -> tuple[np.ndarray, ...]:
+        """The three arrays, averaged over some of the languages."""
+        chosen = [self.languages.index(code) for code in languages]
+        return tuple(part[chosen].mean(0) for part in (self.refused_harmful, self.refused_harmless, self.ranked))
+
+
+def interval(outcomes: Outcomes, languages: tuple[str, ...], other: Outcomes | None = None) -> dict[str, dict]:
+    """{"selectivity", "auc": {"value", "low", "high", "p"}} over some languages; with `other`, of the difference to it.
+
+    Selectivity in points, AUC in [0, 1]. 95 % intervals and p by bootstrap over requests (all languages and phrasings
+    of a request together, harmful and harmless ones apart); seeds are averaged and not resampled.
+    """
+    arrays = outcomes.over(languages)
+    if other is not None:
+        arrays = tuple(a - b for a, b in zip(arrays, other.over(languages), strict=True))
+    random, weights = np.random.default_rng(0), []
+    for groups in outcomes.groups:
+        names, place = np.unique(groups, return_inverse=True)
+        drawn = random.multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)
+        own = np.vstack([np.ones(len(names)), drawn])[:, place]  # the first row is what was measured
+        weights.append(own / own.sum(1, keepdims=True))
+    (harmful, harmless, ranked), (w_harmful, w_harmless) = arrays, weights
+    drawn = {
+        "selectivity": 100 * (w_harmful @ harmful - w_harmless @ harmless),
+        "auc": ((w_harmful @ ranked) * w_harmless).sum(1),
+    }
+    found = {}
+    for name, (value, *resampled) in drawn.items():
+        low, high = np.quantile(resampled, [0.025, 0.975]).tolist()
+        below, above = np.mean(np.array(resampled) <= 0), np.mean(np.array(resampled) >= 0)
+        p = min(1.0, max(1 / DRAWS, 2 * float(min(below, above))))
+        found[name] = {"value": float(value), "low": low, "high": high, "p": p}
+    return found
+
+
+def language_groups(task: Task) -> dict[str, tuple[str, ...]]:
+    return {"trained": task.languages, "low-resource": task.low, "unseen": task.unseen, "all": task.tested}
+
+
+def tabulate(task: Task, results: dict[str, list[dict]], records: dict[str, list[list[dict]]]) -> dict:
+    """Everything that the tables and pictures show, as JSON: rows by name, and answers to QUESTIONS."""
+    outcomes = {name: Outcomes(runs, task.tested) for name, runs in records.items()}
+    rows, base = {}, results[next(iter(results))][0].get("base_perplexity")
+    for name, runs in results.items():
+        own = outcomes[name]
+        row = {group: interval(own, codes) for group, codes in language_groups(task).items()}
+        row["by_language"] = {code: interval(own, (code,)) for code in task.tested}
+        refused = zip(own.refused_harmful.mean(1), own.refused_harmless.mean(1), strict=True)
+        for code, (harmful, harmless) in zip(task.tested, refused, strict=True):
+            row["by_language"][code] |= {"harmful_refused": 100 * harmful, "harmless_refused": 100 * harmless}
+        row["published"] = {key: fmean(run["summary"][key] for run in runs) for key in ("avg", "var", "pag")}
+        row["harmless_refused"] = 100 * float(own.refused_harmless.mean())
+        kept = [run["summary"]["in_language"] for run in runs]
+        row["in_language"] = None if None in kept else fmean(kept)
+        if base and all("perplexity" in run for run in runs):
+            ratios = [run["perplexity"][code] / base[code] for run in runs for code in base]
+            row["perplexity_ratio"] = geometric_mean(ratios)
+        kept = ("seed", "settings", "seconds", "hardware", "versions", "perplexity", "layers")
+        row["runs"] = [{key: r.get(key) for key in kept} | {"counts": r["summary"]["counts"]} for r in runs]
+        rows[name] = row
+    answers = []
+    for first, second in QUESTIONS:
+        if first in outcomes and second in outcomes:
+            answer = {"first": first, "second": second}
+            for group, codes in language_groups(task).items():
+                answer[group] = interval(outcomes[first], codes, outcomes[second])
+                both = zip(records[first], records[second], strict=False)
+                pairs = [(Outcomes([a], task.tested), Outcomes([b], task.tested)) for a, b in both]
+                seeds = [interval(a, codes, b) for a, b in pairs]
+                for figure_name in ("selectivity", "auc"):
+                    answer[group][figure_name]["by_seed"] = [seed[figure_name]["value"] for seed in seeds]
+            answers.append(answer)
+    return {"rows": rows, "answers": answers}
+
+
+def tables(task: Task, figures: dict) -> str:
+    """Markdown: the rows, the answers, and selectivity by language."""
+    titles = ["row", "seeds"]
+    titles += [f"{name}, {group}" for name in ("selectivity", "AUC") for group in ("trained", "low-resource", "unseen")]
+    titles += ["harmless refused", "in language", "perplexity ×", "published: Avg", "Var", "PAG"]
+    rows = []
+    for name, row in figures["rows"].items():
+        cells = [name, str(len(row["runs"]))]
+        cells += [f"{row[g]['selectivity']['value']:.1f}" for g in ("trained", "low-resource", "unseen")]
+        cells += [f"{row[g]['auc']['value']:.3f}" for g in ("trained", "low-resource", "unseen")]
+        cells += [figure(row["harmless_refused"]), figure(row["in_language"])]
+        cells += [figure(row.get("perplexity_ratio"), "pag")]
+        cells += [figure(row["published"][key], key) for key in ("avg", "var", "pag")]
+        rows.append(cells)
+    parts = [markdown_table(titles, rows)]
+    rows = []
+    for answer in figures["answers"]:
+        for group in ("trained", "low-resource", "unseen"):
+            cells = [f"{answer['first']} − {answer['second']}", group]
+            for name, digits in (("selectivity", 1), ("auc", 3)):
+                own = answer[group][name]
+                seeds = ", ".join(f"{value:+.{digits}f}" for value in own["by_seed"])
+                limits = f"{own['low']:+.{digits}f} to {own['high']:+.{digits}f}"
+                cells += [f"{own['value']:+.{digits}f}", seeds, limits, p_value(own["p"])]
+            rows.append(cells)
+    titles = ["rows", "languages", "selectivity, points", "by seed", "95 %", "p", "AUC", "by seed", "95 %", "p"]
+    parts.append(markdown_table(titles, rows))
+    rows = []
+    for name, row in figures["rows"].items():
+        own = row["by_language"].values()
+        rows.append([name, *[f"{cell['selectivity']['value']:.0f} / {cell['auc']['value']:.2f}" for cell in own]])
+    codes = [code if code in task.languages else f"{code}*" for code in task.tested]
+    parts.append(markdown_table(["selectivity / AUC", *codes], rows))
+    return "\n\n".join(parts)
+
+
+def plot_languages(task: Task, figures: dict, path: Path) -> None:
+    """Selectivity and AUC by language, a marker a row of the table, with 95 % intervals over requests."""
+    canvas, panels = _figure(2, figsize=(11, 7), sharex=True)
+    names = [name for name in figures["rows"]][:8]
+    for axes, (key, title) in zip(panels, (("selectivity", "selectivity, points"), ("auc", "AUC")), strict=True):
+        for i, name in enumerate(names):
+            own = [figures["rows"][name]["by_language"][code][key] for code in task.tested]
+            x = [j + 0.8 / len(names) * (i - (len(names) - 1) / 2) for j in range(len(own))]
+            y = [cell["value"] for cell in own]
+            bars = [[max(0, c["value"] - c["low"]) for c in own], [max(0, c["high"] - c["value"]) for c in own]]
+            axes.errorbar(x, y, yerr=bars, **style(i, 5), elinewidth=1, label=plain(name))
+        for j, code in enumerate(task.tested):
+            if code in task.unseen:
+                axes.axvspan(j - 0.5, j + 0.5, color="#f0f0f0", zorder=0)
+            axes.axvline(j + 0.5, color="#e0e0e0", linewidth=0.7, zorder=0)
+        axes.set(ylabel=title, xlim=(-0.5, len(task.tested) - 0.5))
+    labels = [language_name(code) + "*" * (code in task.unseen) for code in task.tested]
+    panels[1].set_xticks(range(len(labels)), labels, rotation=25, ha="right", rotation_mode="anchor")
+    panels[1].set_xlabel("* in no training step", loc="right")
+    canvas.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    _save(canvas, path)
+
+
+def plot_layers(layers: dict[str, dict], path: Path) -> None:
+    """By layer: collinearity of translations and of unrelated prompts, raw and centred by language; silhouettes.
+    A column a model."""
+    size = (3.1 * len(layers) + 1, 7.5)
+    canvas, grid = _figure(3, len(layers), figsize=size, sharex=True, sharey="row", squeeze=False)
+    lines = (
+        (("collinearity_raw", "translations", 2), ("collinearity_shuffled_raw", "unrelated", 1)),
+        (("collinearity_centred", "translations", 2), ("collinearity_shuffled_centred", "unrelated", 1)),
+        (("silhouette_meaning", "by meaning", 4), ("silhouette_language", "by language", 3)),
+    )
+    for column, (name, figures) in enumerate(layers.items()):
+        for axes, line in zip(grid[:, column], lines, strict=True):
+            for key, label, number in line:
+                points = [(k, value) for k, value in enumerate(figures[key]) if value is not None]
+                axes.plot(*zip(*points, strict=True), **style(number, 4, line=1), label=label)
+            axes.grid(color="#e8e8e8", linewidth=0.7)
+        grid[0, column].set_title(plain(name), fontsize=10)
+        grid[2, column].set_xlabel("entry of hidden_states")
+    for axes, title in zip(grid[:, 0], ("σ₁²/m, raw", "σ₁²/m, centred", "silhouette, raw"), strict=True):
+        axes.set_ylabel(title)
+        axes.legend(frameon=False, fontsize=8)
+    _save(canvas, path)
