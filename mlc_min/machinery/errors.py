@@ -3,7 +3,8 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
@@ -12,12 +13,29 @@ class InputError(ValueError):
 
 def first_line(error: object) -> str:
     """The first line that says something of somebody else's error, which may have many, or none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = getattr(error, "strerror", None) or str(error)  # an OSError's reason without its number and path
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
+
+
+@contextmanager
+def refusing(message: str, *kinds: type[Exception]) -> Iterator[None]:
+    """An error of one of these kinds, any by default, becomes an InputError with this message, in which "…" stands for
+    the error's own first line. An InputError stays as it is."""
+    kinds = kinds or (Exception,)
+    try:
+        yield
+    except InputError:
+        raise
+    except kinds as error:
+        raise InputError(message.replace("…", first_line(error))) from None
 
 
 class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """--help with the description's own lines, and each flag's default."""
+
+
+TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 def truth(text: str) -> bool:
@@ -25,10 +43,9 @@ def truth(text: str) -> bool:
     >>> truth("true"), truth("No")
     (True, False)
     """
-    value = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(text.lower())
-    if value is None:
+    if text.lower() not in TRUTH:
         raise argparse.ArgumentTypeError(f"true or false, not {text!r}")
-    return value
+    return TRUTH[text.lower()]
 
 
 SWITCH = {"type": truth, "nargs": "?", "const": True, "metavar": "true|false"}  # a flag alone means true

@@ -19,7 +19,7 @@ from pathlib import Path
 from reprlib import repr as shown  # short, and on one line
 
 from mlc_min.examples import Row
-from mlc_min.machinery.errors import InputError
+from mlc_min.machinery.errors import TRUTH, InputError, first_line
 from mlc_min.machinery.files import shipped
 
 
@@ -57,16 +57,14 @@ def read_rows(
             if not isinstance(fields, dict):
                 raise InputError(f"{where}: a row must be a JSON object, this is a {type(fields).__name__}")
             if languages is None:
-                languages = tuple(dict.fromkeys(find_languages(fields, where)[0].values()))
-            needed = languages if required is None else required
+                languages = tuple(dict.fromkeys(find_languages(fields, where).values()))
             try:
-                rows.append(_make_row(fields, where, languages, needed, replies))
+                rows.append(_make_row(fields, where, languages, languages if required is None else required, replies))
             except InputError as error:
                 raise InputError(f"{where}: {error}") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; give an existing JSON or JSONL file") from None
-    except RecursionError:
-        raise InputError(f"{path}: not JSON (too deeply nested); each row must be one JSON object") from None
+    except (OSError, RecursionError) as error:
+        reason = "not JSON (too deeply nested)" if isinstance(error, RecursionError) else first_line(error)
+        raise InputError(f"{path}: {reason}; give an existing JSON or JSONL file, each row one JSON object") from None
     finally:
         if collects:
             gc.enable()
@@ -88,25 +86,26 @@ def only_harmful(rows: list[Row], path: str | Path) -> list[Row]:
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number, line with its end); raises InputError for what is not UTF-8 text."""
-    with path.open("rb") as file:
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line number, line with its end); raises InputError for what is not UTF-8 text. A carriage return ends a
+    line too, and a byte-order mark is not part of the first one."""
+    # A byte that is no text becomes half a character, and such cannot be encoded.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         for number, line in enumerate(file, 1):
             try:
-                if b"\0" in line:  # UTF-16, say
+                line.encode()
+                if "\0" in line:  # UTF-16, say
                     raise UnicodeError
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")  # a byte-order mark is not part of the data
             except UnicodeError:
                 raise InputError(f"{path}:{number}: not UTF-8 text; save the file as UTF-8") from None
-            yield number, text
+            yield number, line
 
 
 def _csv_values(path: Path) -> Iterator[tuple[dict, str]]:
     """Yield (dict, "file:line") of each row, by the line where it starts: a quoted field may hold newlines."""
     delimiter = _DELIMITERS[path.suffix.lower()]
     csv.field_size_limit(2**31 - 1)  # else 131,072 characters
-    lines = (part for _, text in _lines(path) for part in _without_lone_returns(text))
-    reader = csv.reader(lines, strict=True, delimiter=delimiter)
+    reader = csv.reader((line for _, line in text_lines(path)), strict=True, delimiter=delimiter)
     header, where = None, f"{path}:1"
     try:
         for fields in reader:
@@ -129,16 +128,11 @@ def _csv_values(path: Path) -> Iterator[tuple[dict, str]]:
         raise InputError(f"{where}: not CSV ({error}); quote fields with double quotes, doubled inside") from None
 
 
-def _without_lone_returns(text: str) -> list[str]:
-    """The lines of a line: a carriage return ends one too, without a newline behind it."""
-    return re.split(r"(?<=\r)(?!\n)", text) if "\r" in text[:-2] else [text]
-
-
 def json_values(path: Path) -> Iterator[tuple[object, str]]:
     """Yield (value, where it stands) of each element of a JSON list, or of each JSONL line that is not blank."""
-    lines, is_list = _lines(path), None
+    lines, is_list = text_lines(path), None
     for number, text in lines:
-        if not text or text.isspace():
+        if text.isspace():
             continue
         if is_list is None:
             is_list = text.lstrip().startswith("[")
@@ -161,16 +155,16 @@ def json_values(path: Path) -> Iterator[tuple[object, str]]:
             yield value, f"{path}:{number}"
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict:
-    """The object of these keys and values; raises ValueError for a key that comes twice: the last would win."""
+def unique(pairs: list[tuple[str, object]]) -> dict:
+    """The object of these keys and values; raises InputError for a key that comes twice: the last would win."""
     fields = dict(pairs)
     if len(fields) != len(pairs):
         ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"the key {shown(name)} comes twice in {shown(fields)}")
+        raise InputError(f"the key {shown(name)} comes twice in {shown(fields)}")
     return fields
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique)  # json.loads would make one anew for each line
+_DECODER = json.JSONDecoder(object_pairs_hook=unique)  # json.loads would make one anew for each line
 
 
 # --- from columns to languages ---
@@ -186,13 +180,13 @@ _CODE = re.compile("([a-z]{2,3})([-_][A-Z][a-z]{3}|[-_]han[st])?([-_]([A-Z]{2}|[
 _NO_PROSE = re.compile(r"[\W_]*\d[\W\d_]*|true|false|yes|no|[0-9a-f-]{16,}|\w+://\S+", re.IGNORECASE)
 
 
-def find_languages(fields: dict, where: str) -> tuple[dict[str, str], list[str]]:
-    """{column: language} of the columns that are prompts, by their names and the first row's values; and those left.
+def find_languages(fields: dict, where: str) -> dict[str, str]:
+    """{column: language} of the columns that are prompts, by their names and the first row's values.
 
     Raises InputError if no column is a prompt.
 
     >>> find_languages({"no": "7", "prompt": "Hello", "zh-CN": "你好", "tag": "mild"}, "rows.csv:2")
-    ({'prompt': 'en', 'zh-CN': 'zh-CN'}, ['no', 'tag'])
+    {'prompt': 'en', 'zh-CN': 'zh-CN'}
     """
     languages = {}
     for name, value in fields.items():
@@ -203,11 +197,10 @@ def find_languages(fields: dict, where: str) -> tuple[dict[str, str], list[str]]
         elif shape and name != "id" and (shape[1] in _CODES or (prefixed and len(shape[1]) == 2)):
             if _is_prose(value) or (prefixed and code != "id"):  # `prompt_id` may be a number
                 languages[name] = code
-    left = [name for name in fields if name not in languages]
     if not languages:
         advice = _advice(fields) or "name the fields `prompt`, `prompt_zh`, … or `en`, `zh`, …"
-        raise InputError(f"{where}: no prompt found among {shown(left)}; {advice}")
-    return languages, left
+        raise InputError(f"{where}: no prompt found among {shown(list(fields))}; {advice}")
+    return languages
 
 
 def _is_prose(value) -> bool:
@@ -226,7 +219,6 @@ def _advice(fields: dict) -> str | None:
 
 # --- from values to rows ---
 
-_TRUTH = {"true": True, "1": True, "false": False, "0": False}
 _MISSING = {"", *"nan none null <na> n/a #n/a []".split()}  # as pandas and spreadsheets write a missing value
 _INVISIBLE = ("Cc", "Cf", "Mn", "Zl", "Zp", "Zs")  # a mark (Mn) needs a letter to stand on
 _FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # letters and a sign that look like a space
@@ -240,7 +232,7 @@ def _tidy(fields: dict) -> None:
     if not _is_blank(history) if isinstance(history, str) else history:
         raise InputError("field 'history' holds earlier turns; only single-turn rows can be used")
     if "harmful" in fields:
-        fields["harmful"] = _TRUTH.get(str(fields["harmful"]).strip().lower())  # a CSV field is a string
+        fields["harmful"] = TRUTH.get(str(fields["harmful"]).strip().lower())  # a CSV field is a string
         if fields["harmful"] is None:
             raise InputError("field 'harmful' must be true or false")
     context = (fields.pop("input", None) if "instruction" in fields else None) or ""
@@ -340,8 +332,4 @@ def _is_blank(text: str) -> bool:
     if len(text) > 5 and text[0].isalpha() and text[0] not in _FILLERS:  # most texts, at once
         return False
     text = text.strip()
-    return text[:5].lower() in _MISSING or not any(map(_is_visible, text))
-
-
-def _is_visible(sign: str) -> bool:
-    return unicodedata.category(sign) not in _INVISIBLE and sign not in _FILLERS
+    return text[:5].lower() in _MISSING or all(c in _FILLERS or unicodedata.category(c) in _INVISIBLE for c in text)
