@@ -25,7 +25,7 @@ from mlc_min.evaluation.diagnose import probe_figures
 from mlc_min.evaluation.model_card import record_of, save_run
 from mlc_min.examples import Example, Row, encode_rows, shuffle_translations
 from mlc_min.loop import Run, arithmetic, train, with_reference
-from mlc_min.machinery.checkpoint import read_checkpoint, restore, save_checkpoint
+from mlc_min.machinery.checkpoint import StopRequest, read_checkpoint, restore, save_checkpoint
 from mlc_min.machinery.errors import InputError, run_command
 from mlc_min.machinery.files import usable_folder, write_json
 from mlc_min.machinery.log import MetricsLog
@@ -43,7 +43,6 @@ from mlc_min.machinery.models import (
 from mlc_min.machinery.reference_cache import with_cached_reference
 from mlc_min.machinery.rows import only_harmful, read_rows
 from mlc_min.machinery.settings import TrainConfig, parse_settings
-from mlc_min.machinery.stopping import StopRequest
 from mlc_min.states import resolve_layer
 
 PROBES = 16  # rows that the diagnostics look at, the same ones on each logged step

@@ -1,14 +1,15 @@
 """A training run's whole state in one file, so that a stopped run continues to bit-identical weights (on CPU)."""
 
 import copy
-import pickle
+import signal
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from mlc_min.loop import Run
-from mlc_min.machinery.errors import InputError, first_line
+from mlc_min.machinery.errors import InputError, refusing
 from mlc_min.machinery.files import replacing
 
 # What a resumed run may change: none of these touches the arithmetic.
@@ -16,6 +17,7 @@ FREE_SETTINGS = (
     "config", "preset", "output", "device", "log_every", "save_every", "resume", "report_to", "reference_cache"
 )  # fmt: skip
 STATEFUL = ("extractor", "optimizer", "scheduler")
+DAMAGED = "not a whole checkpoint (…); delete it to start anew"
 
 
 def trained_parameters(model) -> dict[str, torch.Tensor]:
@@ -35,12 +37,10 @@ def save_checkpoint(path: Path, run: Run, config, identity: dict[str, str]) -> N
     state |= {name: getattr(run, name).state_dict() for name in STATEFUL}
     # Nothing in the loop draws from these; a changed loop might.
     state["random"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
-    try:
-        with replacing(path) as fresh:
-            torch.save(state, fresh)
-    except (OSError, RuntimeError) as error:
-        kept = "the one before it is whole" if path.exists() else "there is none before it"
-        raise InputError(f"{path}: step {run.step} cannot be saved ({first_line(error)}); make room; {kept}") from None
+    kept = "the one before it is whole" if path.exists() else "there is none before it"
+    failure = f"{path}: step {run.step} cannot be saved (…); make room; {kept}"
+    with refusing(failure, OSError, RuntimeError), replacing(path) as fresh:
+        torch.save(state, fresh)
 
 
 def read_checkpoint(path: Path) -> dict | None:
@@ -48,30 +48,25 @@ def read_checkpoint(path: Path) -> dict | None:
     as they are used. Raises InputError if it is damaged."""
     if not path.exists():
         return None
-    try:
+    with refusing(f"{path}: {DAMAGED}"):
         state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
         if not all(name in state for name in ("step", "settings", "identity", "model", "random", *STATEFUL)):
             raise KeyError("something is missing in it")
         return state
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path}: not a whole checkpoint ({first_line(error)}); delete it to start anew") from None
 
 
 def restore(path: Path, state: dict, run: Run, config, identity: dict[str, str]) -> None:
     """Put a checkpoint's state into the run. Raises InputError if it is of other settings, model or rows."""
-    try:
+    with refusing(f"{path}: {DAMAGED}", RuntimeError, KeyError, TypeError, ValueError, AttributeError):
         for name, value in asdict(config).items():
-            if name not in FREE_SETTINGS and state["settings"].get(name) != value:
-                raise InputError(
-                    f"--{name} {value}: {path} was made with {state['settings'].get(name)}; "
-                    "use that, or another --output to start anew"
-                )
-        for name, meaning in (
-            ("model", f"from another model than {config.model} is now"),
-            ("rows", f"with other rows than {config.train} holds now"),
-        ):
+            before = state["settings"].get(name)
+            if name not in FREE_SETTINGS and before != value:
+                advice = "use that, or another --output to start anew"
+                raise InputError(f"--{name} {value}: {path} was made with {before}; {advice}")
+        kinds = {"model": f"from another model than {config.model}", "rows": f"with other rows than {config.train}"}
+        for name, meaning in kinds.items():
             if state["identity"].get(name) != identity[name]:
-                raise InputError(f"{path}: was made {meaning}; use another --output to start anew")
+                raise InputError(f"{path}: was made {meaning} is now; use another --output to start anew")
         own = trained_parameters(run.model)
         if set(own) != set(state["model"]) or any(own[name].shape != p.shape for name, p in state["model"].items()):
             raise RuntimeError("it holds other parameters than this model trains")
@@ -84,7 +79,26 @@ def restore(path: Path, state: dict, run: Run, config, identity: dict[str, str])
         if len(state["random"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["random"]["cuda"])
         run.step = state["step"]
-    except InputError:
-        raise
-    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not a whole checkpoint ({first_line(error)}); delete it to start anew") from None
+
+
+class StopRequest:
+    """Within the block, SIGTERM and Ctrl-C set `signal` and do nothing else, so that a step ends whole; a second
+    Ctrl-C interrupts at once. Where signals cannot be caught (another thread), nothing changes."""
+
+    def __init__(self):
+        self.signal, self.before = 0, {}
+
+    def __enter__(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with suppress(ValueError):
+                self.before[number] = signal.signal(number, self.note)
+        return self
+
+    def note(self, number, frame) -> None:
+        if self.signal == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

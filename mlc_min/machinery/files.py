@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlc_min.machinery.errors import InputError, first_line
+from mlc_min.machinery.errors import InputError, refusing
 
 DATA = Path(__file__).resolve().parents[2] / "data"  # of the checkout; a package that was copied elsewhere has none
 EMBEDDED = DATA / "embedded"
@@ -35,18 +35,24 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give the path of a file beside the target to write; it takes the target's place when the block ends well, and is
-    removed when it does not."""
+    """Give the path of a file or folder beside the target to write; it takes the target's place when the block ends
+    well, and is removed when it does not."""
     path = Path(path)
-    fresh = path.with_name(f".{path.name}.new")
+    fresh, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
     try:
         yield fresh
-        sync(fresh)
+        for part in [*fresh.rglob("*"), fresh]:
+            sync(part)
+        if fresh.is_dir() and path.exists():  # only a file can be replaced in one step
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(path, old)
         os.replace(fresh, path)
         sync(path.parent)
     except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)  # leaves a file alone
         fresh.unlink(missing_ok=True)
         raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_atomically(path: str | Path, text: str) -> None:
@@ -64,22 +70,10 @@ def save_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder beside the target, then swap it in whole: a crash before that leaves the old one."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
-    try:
+    with replacing(folder) as fresh:
+        shutil.rmtree(fresh, ignore_errors=True)  # of a crash
+        fresh.mkdir()
         write(fresh)
-        for path in [*fresh.rglob("*"), fresh]:
-            sync(path)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(folder, old)
-    os.rename(fresh, folder)
-    sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def usable_folder(folder: str | Path, flag: str, needed: int = 0) -> Path:
@@ -89,14 +83,11 @@ def usable_folder(folder: str | Path, flag: str, needed: int = 0) -> Path:
     folder was given by.
     """
     folder = Path(folder)
-    try:
+    with refusing(f"{flag} {folder}: cannot be written to (…); give another folder", OSError):
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.write_bytes(b"")
         probe.unlink()
-    except OSError as error:
-        reason = error.strerror or first_line(error)
-        raise InputError(f"{flag} {folder}: cannot be written to ({reason}); give another folder") from None
     free = shutil.disk_usage(folder).free
     if free < needed:
         room = f"{free / 1e9:.1f} GB are free and {needed / 1e9:.1f} needed"

@@ -4,6 +4,7 @@ import datetime
 import hashlib
 import json
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -204,6 +205,14 @@ def freeze(model: PreTrainedModel, names: str) -> list[str]:
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError(f"--freeze {names}: no parameter of the model is left to train")
     return frozen
+
+
+def digest(values: Iterable) -> str:
+    """Sixteen hex digits that change when any of these values does, which JSON must be able to write."""
+    whole = hashlib.sha256()
+    for value in values:
+        whole.update(json.dumps(value).encode())
+    return whole.hexdigest()[:16]
 
 
 @torch.no_grad()
