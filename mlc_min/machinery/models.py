@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mlc_min.examples import encode_prompt, end_of_turn
-from mlc_min.machinery.errors import InputError, first_line
+from mlc_min.machinery.errors import InputError, first_line, refusing
 from mlc_min.machinery.files import shipped
 from mlc_min.states import vocabulary_logits
 
@@ -20,11 +20,9 @@ def pick_device(name: str) -> torch.device:
     """ "auto" is CUDA where there is one, else the CPU. Raises InputError for a device that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
+    with refusing(f"--device {name}: not usable here (…); try --device cpu", RuntimeError, AssertionError):
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name}: not usable here ({first_line(error)}); try --device cpu") from None
     return device
 
 
@@ -41,29 +39,20 @@ def load_model(
     Raises InputError in one line if there is no such model or backend, if weights and configuration do not belong
     together, or tokenizer, chat template and embeddings.
     """
-    place = f"--model {path}"
-    folder, options = shipped(path), {}
-    if folder.suffix == ".gguf":
-        if not folder.is_file():
+    place, given, options = f"--model {path}", shipped(path), {}
+    if given.suffix == ".gguf":
+        if not given.is_file():
             raise InputError(f"{place}: no such file")
-        folder, options = folder.parent, {"gguf_file": folder.name}
-    try:
-        if options:
+        path, options = given.parent, {"gguf_file": given.name}
+        with refusing(f"{place}: needs the package gguf; run `pip install gguf`", ImportError):
             import gguf  # noqa: F401  (transformers reads the file with it)
-        tokenizer = AutoTokenizer.from_pretrained(folder if options else path, trust_remote_code=False, **options)
-    except ModuleNotFoundError:
-        raise InputError(f"{place}: needs the package gguf; run `pip install gguf`") from None
-    except Exception as error:  # tokenizers, sentencepiece and json raise whatever they like
-        raise InputError(f"{place}: the tokenizer cannot be loaded ({first_line(error)})") from None
+    with refusing(f"{place}: the tokenizer cannot be loaded (…)"):  # whose errors are of any kind
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
     if chat_template:
-        try:
+        with refusing(f"--chat_template {chat_template}: cannot be read (…)", OSError, UnicodeDecodeError):
             tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--chat_template {chat_template}: cannot be read ({first_line(error)})") from None
-    if is_adapter_folder(path):
-        model = merged_adapters(path, dtype, attention)
-    else:
-        model = load_weights(folder if options else path, dtype, attention, **options)
+    load = merged_adapters if is_adapter_folder(given) else load_weights
+    model = load(path, dtype, attention, **options)
     tokenizer.template_date = datetime.date.today()
     check_tokenizer(tokenizer, model, place)
     return model.to(device).eval(), tokenizer
@@ -73,28 +62,24 @@ def load_weights(path: str | Path, dtype: torch.dtype, attention: str | None, **
     """The model alone. Raises InputError if a weight is missing in the files, has another shape, or has no place in the
     model: transformers fills in random numbers, or leaves weights out, and only warns."""
     place = f"--model {Path(path) / options['gguf_file'] if options else path}"
+    advice = "give a folder with a model in safetensors and a tokenizer"
+    if Path(path).is_dir() and (found := sorted(Path(path).glob("*.gguf"))):
+        advice = f"give the file, --model {found[0]}"
     if attention:
         options["attn_implementation"] = attention
-    try:
+    with refusing(f"{place}: cannot be loaded (…); {advice}"):
         model, report = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=False, **options
         )
-    except Exception as error:
-        advice = "give a folder with a model in safetensors and a tokenizer"
-        if Path(path).is_dir() and (found := sorted(Path(path).glob("*.gguf"))):
-            advice = f"give the file, --model {found[0]}"
-        raise InputError(f"{place}: cannot be loaded ({first_line(error)}); {advice}") from None
-    for kind, meaning in (
-        ("missing_keys", "is not among the weights"),
-        ("mismatched_keys", "has another shape than config.json says"),
-        ("unexpected_keys", "has no place in the model that config.json describes"),
-    ):
+    faults = {"missing_keys": "is not among the weights", "mismatched_keys": "has another shape than config.json says"}
+    faults["unexpected_keys"] = "has no place in the model that config.json describes"
+    for kind, meaning in faults.items():
         if report.get(kind):
             first, *others = sorted(map(str, report[kind]))
             more = f", nor {len(others)} others" if others else ""
             raise InputError(f"{place}: {first} {meaning}{more}; config.json and weights do not belong together")
     if report.get("error_msgs"):
-        raise InputError(f"{place}: cannot be loaded ({first_line(report['error_msgs'][0])})")
+        raise InputError(f"{place}: cannot be loaded ({first_line(report['error_msgs'][0])}); {advice}")
     if "gguf_file" in options:  # else it counts as quantised, which cannot be saved
         del model.config.quantization_config
         fresh = type(model)(model.config).to(dtype)
@@ -111,43 +96,28 @@ def is_adapter_folder(path: str | Path) -> bool:
 def merged_adapters(path: str | Path, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
     """The base model that a folder of LoRA adapters names, with the adapters added to its weights: so it trains like
     any other, and new adapters do not take the place of these."""
-    try:
+    with refusing(f"--model {path}: holds LoRA adapters, which need peft; run `pip install peft`", ImportError):
         from peft import PeftConfig, PeftModel
-    except ImportError:
-        raise InputError(f"--model {path}: holds LoRA adapters, which need peft; run `pip install peft`") from None
-    try:
+    with refusing(f"--model {path}: adapter_config.json cannot be read (…)"):
         base = PeftConfig.from_pretrained(str(path)).base_model_name_or_path
-    except Exception as error:
-        raise InputError(f"--model {path}: adapter_config.json cannot be read ({first_line(error)})") from None
     model = load_weights(base, dtype, attention)
     print(f"{path}: LoRA adapters of {base}, merged into it")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*adapter keys.*")  # missing or unexpected ones
-            merged = PeftModel.from_pretrained(model, str(path)).merge_and_unload()
-            return merged.requires_grad_(True)  # peft has frozen it
-    except Exception as error:
-        raise InputError(f"--model {path}: the adapters do not fit {base} ({first_line(error)})") from None
+    with refusing(f"--model {path}: the adapters do not fit {base} (…)"), warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*adapter keys.*")  # missing or unexpected ones
+        merged = PeftModel.from_pretrained(model, str(path)).merge_and_unload()
+        return merged.requires_grad_(True)  # peft has frozen it
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, place: str) -> None:
     """Give the tokenizer a pad token, and raise InputError in one line if chat template, tokenizer and embeddings do
     not belong together. Each of these has trained models on nonsense without a word."""
     if not tokenizer.chat_template:
-        raise InputError(
-            f"{place}: the tokenizer has no chat template; use an instruction-tuned model, or give one with "
-            "--chat_template FILE"
-        )
+        advice = "use an instruction-tuned model, or give one with --chat_template FILE"
+        raise InputError(f"{place}: the tokenizer has no chat template; {advice}")
     texts = ("How do I mend it?", "Tell me more about trees")
-    try:
+    with refusing(f"{place}: the chat template cannot be used (…); see --chat_template"):  # errors of any kind
         prompts = [encode_prompt(tokenizer, text) for text in texts]
         end = end_of_turn(tokenizer)
-    except ValueError as error:
-        raise InputError(f"{place}: {first_line(error)}") from None
-    except Exception as error:  # what a template raises is jinja's or its own
-        raise InputError(
-            f"{place}: the chat template cannot be used ({first_line(error)}); see --chat_template"
-        ) from None
     for text, ids in zip(texts, prompts, strict=True):
         shown = "".join(tokenizer.decode(ids).split())  # decoding may add blanks, and a tokenizer small letters
         if "".join(text.split()).casefold() not in shown.casefold():
@@ -219,15 +189,14 @@ def digest(values: Iterable) -> str:
 def fingerprint(model: PreTrainedModel) -> str:
     """Sixteen hex digits that change when the model does: a hash of its configuration and of every byte of its weights
     and buffers (of those that are trained and those that are not)."""
-    config = {
-        k: v for k, v in model.config.to_diff_dict().items() if k not in ("_name_or_path", "transformers_version")
-    }
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    settings = model.config.to_diff_dict().items()
+    config = {name: v for name, v in settings if name not in ("_name_or_path", "transformers_version")}
+    whole = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        whole.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         for row in tensor.detach().reshape(-1).split(2**24):  # in parts, so that a GPU's weights are not copied at once
-            digest.update(row.cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+            whole.update(row.cpu().contiguous().view(torch.uint8).numpy())
+    return whole.hexdigest()[:16]
 
 
 def add_adapters(model: PreTrainedModel, rank: int, alpha: int):
@@ -236,10 +205,8 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: int):
     alpha: 0 is twice the rank. B starts at zero, so the adapted model equals the base model.
     Raises InputError if peft is not installed.
     """
-    try:
+    with refusing("--lora: needs peft; run `pip install peft`, or leave --lora out", ImportError):
         from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise InputError("--lora: needs peft; run `pip install peft`, or leave --lora out") from None
     settings = LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     return get_peft_model(model, settings)
 
