@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from mlc_min.machinery import provenance
+from mlc_min.machinery import log
 from mlc_min.machinery.errors import InputError, first_line
 from mlc_min.machinery.files import save_folder
 from mlc_min.machinery.settings import TrainConfig
@@ -21,9 +21,9 @@ def record_of(config: TrainConfig, device: torch.device, rows: dict) -> dict:
     return {
         "settings": asdict(config),
         "rows": rows,
-        "versions": provenance.versions(),
-        "git_commit": provenance.git_commit(),
-        "hardware": provenance.hardware(device),
+        "versions": log.versions(),
+        "git_commit": log.git_commit(),
+        "hardware": log.hardware(device),
     }
 
 

@@ -21,8 +21,8 @@ from mlc_min.examples import encode_rows
 from mlc_min.lab.sentences import ALIGNED, EMBEDDED, LANGUAGES
 from mlc_min.machinery.errors import InputError
 from mlc_min.machinery.files import write_atomically, write_json
+from mlc_min.machinery.log import hardware, versions
 from mlc_min.machinery.models import load_model, pick_device
-from mlc_min.machinery.provenance import hardware, versions
 from mlc_min.machinery.rows import Row, only_harmful, read_rows
 from mlc_min.train import TrainConfig, fit
 

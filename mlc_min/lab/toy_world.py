@@ -58,8 +58,8 @@ from mlc_min.lab.sentences import (
 )
 from mlc_min.machinery.errors import SWITCH, run_command
 from mlc_min.machinery.files import save_folder, write_atomically, write_json
+from mlc_min.machinery.log import hardware, versions
 from mlc_min.machinery.models import load_model, pick_device
-from mlc_min.machinery.provenance import hardware, versions
 from mlc_min.machinery.rows import read_rows
 
 VOCABULARY = 3000

@@ -1,17 +1,30 @@
-"""What a person watches and a program reads: each logged step as one line on the screen and one of JSON."""
+"""What a person watches and a program reads: each logged step as one line on the screen and one of JSON; and what the
+figures were measured on and with."""
 
 import json
+import os
+import platform
+import subprocess
 import sys
 import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
+import transformers
 from tqdm import tqdm
 
-from mlc_min.machinery.errors import InputError
+from mlc_min.machinery.errors import refusing
 from mlc_min.machinery.files import write_atomically
 
 TIMES = ("seconds", "seconds_left", "tokens_per_second", "peak_memory_gb")  # differ from run to run
+SHOWN = (
+    "step {step:5d}", "loss {loss:7.4f}", "align {align_loss:7.4f}", "acc {accuracy:4.2f}", "margin {margin:6.2f}",
+    "mlc {mlc_floor:.3f} < {mlc_loss:.3f} < {mlc_ceiling:.3f}", "(shuffled {mlc_shuffled:.3f})",
+    "retrieval {retrieval:4.2f}", "lr {learning_rate:.1e}", "grad {grad_norm:6.2f}",
+    "{tokens_per_second:6.0f} tok/s", "{peak_memory_gb:5.1f} GB",
+)  # fmt: skip
 
 
 class MetricsLog:
@@ -23,20 +36,17 @@ class MetricsLog:
         self.history: list[dict] = []
         self.board = None
         if path is not None:
-            # A resumed run keeps the lines up to its checkpoint; the steps after it are done again.
-            self.history = [metrics for metrics in whole_lines(path) if metrics["step"] < start] if start else []
+            self.history = lines_before(path, start) if start else []
             write_atomically(path, "".join(json.dumps(metrics) + "\n" for metrics in self.history))
             if report_to == "tensorboard":
-                try:
+                with refusing("--report_to tensorboard: needs tensorboard; run `pip install tensorboard`", ImportError):
                     from torch.utils.tensorboard import SummaryWriter
-                except ImportError:
-                    message = "--report_to tensorboard: needs tensorboard; run `pip install tensorboard`"
-                    raise InputError(message) from None
                 self.board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=start)
         self.started = time.perf_counter()
         self.tokens, self.since = 0, self.started
 
     def write(self, metrics: dict) -> None:
+        """Add speed, memory and times to the figures of a step, and log them."""
         now = time.perf_counter()
         done = metrics["step"] + 1 - self.start
         metrics["tokens_per_second"] = round(self.tokens / max(now - self.since, 1e-9))
@@ -57,22 +67,26 @@ class MetricsLog:
             tqdm.write(log_line(metrics))
 
 
-def whole_lines(path: Path) -> list[dict]:
-    """The log's lines; a last one that was being written when the machine stopped is left out.
+def lines_before(path: Path, start: int) -> list[dict]:
+    """The log's lines of the steps before `start`, where a resumed run goes on; a last one without its newline was
+    being written when the machine stopped. Raises InputError for a line that is none."""
+    kept = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], 1):
+        with refusing(f"{path}:{number}: not a line of the log; delete it, or the file"):
+            metrics = json.loads(line)
+            if metrics["step"] < start:
+                kept.append(metrics)
+    return kept
 
-    Raises InputError for any other that is none."""
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    metrics = []
-    for number, line in enumerate(lines, 1):
-        try:
-            found = json.loads(line)
-            if type(found["step"]) is not int:
-                raise ValueError
-            metrics.append(found)
-        except (ValueError, TypeError, KeyError, RecursionError):
-            if number < len(lines):
-                raise InputError(f"{path}:{number}: not a line of the log; delete it, or the file") from None
-    return metrics
+
+def log_line(metrics: dict) -> str:
+    """One aligned line of the figures that a person watches, those of them that this step has."""
+    parts = []
+    for part in SHOWN:
+        with suppress(KeyError, TypeError):  # not there, or None
+            parts.append(part.format_map(metrics))
+    minutes, seconds = divmod(round(metrics["seconds_left"]), 60)
+    return "  ".join([*parts, f"{minutes:3d}:{seconds:02d} left"])
 
 
 def peak_memory_gb(device: torch.device) -> float | None:
@@ -87,18 +101,23 @@ def peak_memory_gb(device: torch.device) -> float | None:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)
 
 
-def log_line(metrics: dict) -> str:
-    """One aligned line of the figures that a person watches."""
-    line = f"step {metrics['step']:5d}  loss {metrics['loss']:7.4f}  align {metrics['align_loss']:7.4f}"
-    if "accuracy" in metrics:
-        line += f"  acc {metrics['accuracy']:4.2f}  margin {metrics['margin']:6.2f}"
-    if "mlc_loss" in metrics:
-        line += f"  mlc {metrics['mlc_floor']:.3f} < {metrics['mlc_loss']:.3f} < {metrics['mlc_ceiling']:.3f}"
-        if "mlc_shuffled" in metrics:
-            line += f"  (shuffled {metrics['mlc_shuffled']:.3f})  retrieval {metrics['retrieval']:4.2f}"
-    line += f"  lr {metrics['learning_rate']:.1e}  grad {metrics['grad_norm']:6.2f}"
-    minutes, seconds = divmod(round(metrics["seconds_left"]), 60)
-    line += f"  {metrics['tokens_per_second']:6.0f} tok/s"
-    if metrics["peak_memory_gb"] is not None:
-        line += f"  {metrics['peak_memory_gb']:5.1f} GB"
-    return line + f"  {minutes:3d}:{seconds:02d} left"
+def hardware(device: torch.device) -> str:
+    """The machine in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """{"python", "torch", "transformers": version}."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def git_commit() -> str | None:
+    """The commit of this package, with "+ changes" if its files differ from it; None outside of a repository."""
+    git = partial(subprocess.check_output, cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL, text=True)
+    try:
+        changes = git(["git", "status", "--porcelain", "--", "."])
+        return git(["git", "rev-parse", "HEAD"]).strip() + (" + changes" if changes else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -20,8 +20,8 @@ from mlc_min.lab.benchmark.against_trl import trl
 from mlc_min.lab.random_model import SHAPES
 from mlc_min.machinery.errors import Help, InputError, run_command
 from mlc_min.machinery.files import usable_folder, write_atomically, write_json
+from mlc_min.machinery.log import git_commit, hardware, versions
 from mlc_min.machinery.models import pick_device
-from mlc_min.machinery.provenance import git_commit, hardware, versions
 
 PARTS = {
     "cost": (parts.cost, "Cost of MLC: a DPO+MLC step over a DPO step"),
