@@ -6,11 +6,9 @@
 It reads, calls and writes; the loop itself is in `loop.py`.
 """
 
-import datetime
-import hashlib
-import json
 import math
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -25,21 +23,11 @@ from mlc_min.evaluation.diagnose import probe_figures
 from mlc_min.evaluation.model_card import record_of, save_run
 from mlc_min.examples import Example, Row, encode_rows, shuffle_translations
 from mlc_min.loop import Run, arithmetic, train, with_reference
-from mlc_min.machinery.checkpoint import StopRequest, read_checkpoint, restore, save_checkpoint
-from mlc_min.machinery.errors import InputError, run_command
+from mlc_min.machinery import models
+from mlc_min.machinery.checkpoint import StopRequest, config_date, identity_of, last_good, restore, save_checkpoint
+from mlc_min.machinery.errors import InputError, refusing, run_command
 from mlc_min.machinery.files import usable_folder, write_json
 from mlc_min.machinery.log import MetricsLog
-from mlc_min.machinery.models import (
-    add_adapters,
-    check_ids,
-    check_logits,
-    fingerprint,
-    freeze,
-    is_adapter_folder,
-    load_model,
-    pick_device,
-    without_dropout,
-)
 from mlc_min.machinery.reference_cache import with_cached_reference
 from mlc_min.machinery.rows import only_harmful, read_rows
 from mlc_min.machinery.settings import TrainConfig, parse_settings
@@ -63,10 +51,10 @@ def fit(
     Raises InputError for a layer or a name to freeze that the model does not have, and for a loss or gradient that is
     not finite, naming the step, the rows and the last checkpoint.
     """
-    layer_of(config, model)
+    check_layer(config, model)
     # Dropout would make policy and reference differ at step 0, where the DPO loss must be log 2.
     model.eval()
-    freeze(model, config.freeze)
+    models.freeze(model, config.freeze)
     checkpoint = path = None
     identity = {}
     if output is not None:
@@ -76,31 +64,26 @@ def fit(
     if config.method == "dpo" and examples[0].reference is None:
         examples = with_reference(model, examples, config)
     if config.gradient_checkpointing:
-        checkpoint_activations(model)
+        models.checkpoint_activations(model)
     probe = [example for example in examples if len(example.prompts) > 1]
     probe = probe[:: math.ceil(len(probe) / PROBES)] if probe else []
     if config.shuffle_translations:
-        examples = shuffled(config, examples)
+        with refusing("…", ValueError):
+            examples = shuffle_translations(examples, config.seed)
     run = Run.start(model, config)
     if config.mlc_weight and config.center_languages != "no":
         run.extractor = centred(config, run, examples)
-    state = read_checkpoint(checkpoint) if checkpoint and config.resume else None
-    if state:
-        restore(checkpoint, state, run, config, identity)
-    saved_at, state = run.step if state else None, None  # the state's file is no longer needed
+    saved_at = restore(checkpoint, run, config, identity) if checkpoint and config.resume else None
     log = MetricsLog(path, run.step, config.steps, quiet, config.report_to, model.device)
     name = config.method + ("+mlc" if config.mlc_weight else "")
-    steps, last = train(run, examples, config), config.steps - 1
+    steps, last, stop = train(run, examples, config), config.steps - 1, stop or StopRequest()
     try:
         for step in tqdm(range(run.step, config.steps), name, config.steps, False, disable=quiet, initial=run.step):
             is_logged = step % config.log_every == 0 or step == last
             shown = {}
-            if is_logged and probe:  # before the step, as its losses are
-                try:
-                    with arithmetic(model, config):
-                        shown = probe_figures(model, run.extractor, probe, config)
-                except BrokenDown:
-                    pass  # the step itself will say so, with its rows
+            if is_logged and probe:  # before the step, as its losses are; what breaks here the step itself will name
+                with suppress(BrokenDown), arithmetic(model, config):
+                    shown = probe_figures(model, run.extractor, probe, config)
             figures = next(steps) | shown
             rows, uses_mlc = figures.pop("rows"), figures.pop("uses_mlc")
             log.tokens += sum(token_count(row, config.method, uses_mlc) for row in rows)
@@ -108,13 +91,13 @@ def fit(
                 check_start(figures["align_loss"].item(), config)
             if is_logged:
                 log.write({key: value.item() if torch.is_tensor(value) else value for key, value in figures.items()})
-            due = config.save_every and run.step % config.save_every == 0
-            if checkpoint and (due or (stop and stop.signal)):
+            asked = stop.signal  # looked at once, so that no stop goes without its checkpoint
+            if checkpoint and (asked or (config.save_every and run.step % config.save_every == 0)):
                 save_checkpoint(checkpoint, run, config, identity)
                 saved_at = run.step
-            if stop and stop.signal:
+            if asked:
                 print(f"stopped after step {step}; {last_good(checkpoint)}", file=sys.stderr)
-                sys.exit(128 + stop.signal)
+                sys.exit(128 + asked)
     except BrokenDown as error:
         raise InputError(f"{error}, or lower --learning_rate; {last_good(checkpoint)}") from None
     if checkpoint and saved_at != run.step:  # so that what was trained is not lost if the model cannot be saved
@@ -123,20 +106,6 @@ def fit(
         except InputError as error:
             print(f"warning: {error}", file=sys.stderr)
     return run.extractor, log.history
-
-
-def layer_of(config: TrainConfig, model: PreTrainedModel) -> int:
-    try:
-        return resolve_layer(model, config.mlc_layer)
-    except ValueError as error:
-        raise InputError(f"--mlc_layer: {error}") from None
-
-
-def shuffled(config: TrainConfig, examples: list[Example]) -> list[Example]:
-    try:
-        return shuffle_translations(examples, config.seed)
-    except ValueError as error:
-        raise InputError(str(error)) from None
 
 
 def centred(config: TrainConfig, run: Run, examples: list[Example]) -> nn.Module:
@@ -151,20 +120,10 @@ def centred(config: TrainConfig, run: Run, examples: list[Example]) -> nn.Module
     return CentredByLanguage(run.extractor, config.center_languages, languages, hidden_size).to(run.model.device)
 
 
-def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Recompute activations in the backward pass; transformers renamed the method in 5.21."""
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-    without_dropout(model)
-
-
-def identity_of(config: TrainConfig, model: PreTrainedModel, examples: list[Example]) -> dict[str, str]:
-    """What must be the same when a run goes on: the model as it was loaded, and the rows as token ids, which change
-    with the tokenizer and the chat template too; and the date that they were made with."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(json.dumps([example.prompts, example.chosen, example.rejected]).encode())
-    return {"model": fingerprint(model), "rows": digest.hexdigest()[:16], "date": config_date(config).isoformat()}
+def check_layer(config: TrainConfig, model: PreTrainedModel) -> None:
+    """Raises InputError for a layer that the model does not have."""
+    with refusing("--mlc_layer: …", ValueError):
+        resolve_layer(model, config.mlc_layer)
 
 
 def check_start(loss: float, config: TrainConfig) -> None:
@@ -178,21 +137,11 @@ def check_start(loss: float, config: TrainConfig) -> None:
         )
 
 
-def last_good(checkpoint: Path | None) -> str:
-    """Where a run can go on from, in words."""
-    if checkpoint is None or not checkpoint.exists():
-        return "no checkpoint was saved"
-    step = read_checkpoint(checkpoint)["step"]
-    return f"the last good checkpoint is {checkpoint}, step {step}; --resume true continues from it"
-
-
 def token_count(example: Example, method: str, uses_mlc: bool) -> int:
     """Tokens of a row that go through the model in one step, padding not counted."""
-    prompts = [len(ids) for ids in example.prompts.values()]
-    count = prompts[0] + len(example.chosen)
-    if method != "sft":
-        count += prompts[0] + len(example.rejected)
-    return count + (sum(prompts) if uses_mlc else 0)
+    responses = [example.chosen] if method == "sft" else [example.chosen, example.rejected]
+    count = sum(len(example.prompt) + len(response) for response in responses)
+    return count + uses_mlc * sum(map(len, example.prompts.values()))
 
 
 # --- the command ---
@@ -205,18 +154,14 @@ def select_rows(config: TrainConfig) -> tuple[list[Row], dict[str, int]]:
     """
     languages = config.language_list
     responses = ("chosen",) if config.method == "sft" else ("chosen", "rejected")
+    needed, optional = ((), responses) if config.missing == "skip" else (responses, ())
     lenient = config.missing != "error" or not config.mlc_weight  # without MLC no translation is needed
-    required = languages[:1] if lenient else None
-    if config.missing == "skip":
-        rows = read_rows(config.train, languages, (), required, optional_responses=responses)
-    else:
-        rows = read_rows(config.train, languages, responses, required)
+    rows = read_rows(config.train, languages, needed, languages[:1] if lenient else None, optional)
     if config.harmful_only:
         rows = only_harmful(rows, config.train)
     counts = {"read": len(rows), "lacking_translations": sum(len(row.prompts) < len(languages) for row in rows)}
-    answered = [row for row in rows if all(getattr(row, name) for name in responses)]
-    counts["lacking_responses"] = len(rows) - len(answered)
-    rows = answered
+    rows = [row for row in rows if all(getattr(row, name) for name in responses)]
+    counts["lacking_responses"] = counts["read"] - len(rows)
     if config.mlc_weight and config.missing == "skip":
         rows = [row for row in rows if len(row.prompts) == len(languages)]
     if not rows:
@@ -231,10 +176,8 @@ def fitting_examples(
 
     Raises InputError if one does not and --too_long is "error", or if none does.
     """
-    try:
+    with refusing("…", ValueError):  # a system text that the template has no place for
         examples, left_out = encode_rows(rows, tokenizer, config.language_list, config.max_length)
-    except ValueError as error:  # a system text that the template has no place for
-        raise InputError(str(error)) from None
     counts |= {f"{name}_too_long": len(where) for name, where in left_out.items()} | {"used": len(examples)}
     too_long = left_out["prompt"] + left_out["response"]
     if too_long and config.too_long == "error":
@@ -250,30 +193,24 @@ def fitting_examples(
     return examples
 
 
-def config_date(config: TrainConfig) -> datetime.date:
-    """The day that a chat template writes into prompts: today's, and in a run that goes on the one it began on."""
-    state = read_checkpoint(Path(config.output) / "checkpoint.pt") if config.resume else None
-    return datetime.date.fromisoformat(state["identity"]["date"]) if state else datetime.date.today()
-
-
 def main() -> None:
     config = parse_settings(__doc__)
     print(config.described())
-    device = pick_device(config.device)
+    device = models.pick_device(config.device)
     if config.dtype == "auto":
         config.dtype = "bfloat16" if device.type == "cuda" else "float32"
     rows, counts = select_rows(config)
     # Adapters are float32 of their own; weights that are not trained may stay in bfloat16, half the memory.
     weights = torch.bfloat16 if config.lora and config.dtype == "bfloat16" else torch.float32
-    model, tokenizer = load_model(config.model, device, weights, config.attention, config.chat_template)
-    layer_of(config, model)
+    model, tokenizer = models.load_model(config.model, device, weights, config.attention, config.chat_template)
+    check_layer(config, model)
     tokenizer.template_date = config_date(config)
     examples = fitting_examples(config, rows, tokenizer, counts)
     embeddings = model.get_input_embeddings().weight.shape[0]
     for example in examples:
-        responses = [example.chosen, *([example.rejected] if example.rejected else [])]
-        check_ids([*example.prompts.values(), *responses], tokenizer, embeddings, example.where)
-    check_logits(model, examples[0].prompt, f"--model {config.model}")
+        sequences = filter(None, [*example.prompts.values(), example.chosen, example.rejected])
+        models.check_ids(sequences, tokenizer, embeddings, example.where)
+    models.check_logits(model, examples[0].prompt, f"--model {config.model}")
     if config.epochs:
         config.steps = math.ceil(config.epochs * len(examples) / (config.batch_size * config.accumulation))
     record = record_of(config, device, counts)
@@ -282,11 +219,11 @@ def main() -> None:
         examples = with_cached_reference(config.reference_cache, model, examples, config)
     if config.lora:
         torch.manual_seed(config.seed)  # of the adapters' start
-        model = add_adapters(model, config.lora, config.lora_alpha)
+        model = models.add_adapters(model, config.lora, config.lora_alpha)
     write_json(output / "run.json", record)
     with StopRequest() as stop:
         extractor, history = fit(config, model, examples, output, stop=stop)
-    if config.lora and is_adapter_folder(config.model):
+    if config.lora and models.is_adapter_folder(config.model):
         # The new adapters would be loaded onto the model below the old ones: so what is saved is the whole model.
         model, record["settings"]["lora"] = model.merge_and_unload(), 0
         print(f"{output}/model: whole weights and no adapters, since {config.model} holds adapters itself")

@@ -448,7 +448,7 @@ def _(case):
 
     assert load_model(EMBEDDED / "model", attention="eager")[0].config._attn_implementation == "eager"
     asked = []
-    case.monkeypatch.setattr("mlc_min.train.load_model", lambda *a: asked.append(a[3]) or load_model(*a))
+    case.monkeypatch.setattr("mlc_min.machinery.models.load_model", lambda *a: asked.append(a[3]) or load_model(*a))
     case.command("--attention", "eager")
     assert asked == ["eager"]
 

@@ -237,7 +237,7 @@ def test_a_run_goes_on_with_its_own_model_and_rows_only(few, tmp_path, monkeypat
     weights = load_file(model / "model.safetensors")
     weights["model.embed_tokens.weight"][5, 7] += 1e-3  # frozen, so it is in no checkpoint
     save_file(weights, model / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match="was made from another model than"):
+    with pytest.raises(InputError, match="was made with another model than"):
         in_process(monkeypatch, rows, output, *embedded, "--resume", "true")
 
 
@@ -386,7 +386,7 @@ def test_any_file_of_rows_trains_or_ends_in_one_line_with_nothing_written(tmp_pa
     path = folder / f"rows{suffix}"
     path.write_bytes(content.encode("utf-8", "surrogatepass"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mlc_min.train.load_model", lambda *_, **__: (MODEL, TOKENIZER))
+        patch.setattr("mlc_min.machinery.models.load_model", lambda *_, **__: (MODEL, TOKENIZER))
         patch.setattr("mlc_min.train.fit", lambda *_, **__: (_ for _ in ()).throw(Trains))
         patch.setattr(
             sys, "argv", ["train", *arguments(path, folder / "run", "--languages", "en,zh", "--method", "sft")]

@@ -22,7 +22,7 @@ from mlc_min.lab.sentences import EMBEDDED
 from mlc_min.loop import Run, alignment_loss, consistency_loss, row_order, train
 from mlc_min.machinery.checkpoint import save_checkpoint
 from mlc_min.machinery.errors import InputError
-from mlc_min.machinery.models import freeze, load_model, without_dropout
+from mlc_min.machinery.models import checkpoint_activations, freeze, load_model
 from mlc_min.machinery.rows import read_rows
 from mlc_min.machinery.settings import TrainConfig
 from mlc_min.states import last_token_states
@@ -191,9 +191,7 @@ def test_gradient_checkpointing_changes_memory_and_not_the_gradient(tiny_model, 
     for module in saving.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.5  # it must be switched off, or the losses would differ
-    enable = getattr(saving, "activation_checkpointing_enable", None) or saving.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-    without_dropout(saving)
+    checkpoint_activations(saving)
     config = settings(mlc_layer=layer)
     for a, b in zip(losses(plain, mixed, config), losses(saving, mixed, config), strict=True):
         assert torch.allclose(a, b, atol=1e-6)

@@ -1,6 +1,7 @@
 """A training run's whole state in one file, so that a stopped run continues to bit-identical weights (on CPU)."""
 
 import copy
+import datetime
 import signal
 from contextlib import suppress
 from dataclasses import asdict
@@ -8,9 +9,11 @@ from pathlib import Path
 
 import torch
 
+from mlc_min.examples import Example
 from mlc_min.loop import Run
 from mlc_min.machinery.errors import InputError, refusing
 from mlc_min.machinery.files import replacing
+from mlc_min.machinery.models import digest, fingerprint
 
 # What a resumed run may change: none of these touches the arithmetic.
 FREE_SETTINGS = (
@@ -25,10 +28,22 @@ def trained_parameters(model) -> dict[str, torch.Tensor]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def save_checkpoint(path: Path, run: Run, config, identity: dict[str, str]) -> None:
-    """Write the run, its settings, its `identity` and torch's random state, whole or not at all.
+def identity_of(config, model, examples: list[Example]) -> dict[str, str]:
+    """What must be the same when a run goes on: the model as it was loaded, and the rows as token ids, which change
+    with the tokenizer and the chat template too; and the date that they were made with."""
+    rows = digest([example.prompts, example.chosen, example.rejected] for example in examples)
+    return {"model": fingerprint(model), "rows": rows, "date": config_date(config).isoformat()}
 
-    identity: of model, rows and date, which must be the same when the run goes on.
+
+def config_date(config) -> datetime.date:
+    """The day that a chat template writes into prompts: today's, and in a run that goes on the one it began on."""
+    state = read_checkpoint(Path(config.output) / "checkpoint.pt") if config.resume else None
+    return datetime.date.fromisoformat(state["identity"]["date"]) if state else datetime.date.today()
+
+
+def save_checkpoint(path: Path, run: Run, config, identity: dict[str, str]) -> None:
+    """Write the run, its settings, its identity and torch's random state, whole or not at all.
+
     Raises InputError if it cannot be written, a full disk for instance; the checkpoint before it stays.
     """
     settings = {k: v for k, v in asdict(config).items() if k not in FREE_SETTINGS}
@@ -55,18 +70,22 @@ def read_checkpoint(path: Path) -> dict | None:
         return state
 
 
-def restore(path: Path, state: dict, run: Run, config, identity: dict[str, str]) -> None:
-    """Put a checkpoint's state into the run. Raises InputError if it is of other settings, model or rows."""
+def restore(path: Path, run: Run, config, identity: dict[str, str]) -> int | None:
+    """Put a checkpoint's state into the run; returns its step, None if there is no checkpoint. Raises InputError if it
+    is damaged, or of other settings, model or rows."""
+    state = read_checkpoint(path)
+    if state is None:
+        return None
     with refusing(f"{path}: {DAMAGED}", RuntimeError, KeyError, TypeError, ValueError, AttributeError):
         for name, value in asdict(config).items():
             before = state["settings"].get(name)
             if name not in FREE_SETTINGS and before != value:
                 advice = "use that, or another --output to start anew"
                 raise InputError(f"--{name} {value}: {path} was made with {before}; {advice}")
-        kinds = {"model": f"from another model than {config.model}", "rows": f"with other rows than {config.train}"}
-        for name, meaning in kinds.items():
+        others = {"model": f"another model than {config.model} is", "rows": f"other rows than {config.train} holds"}
+        for name, meaning in others.items():
             if state["identity"].get(name) != identity[name]:
-                raise InputError(f"{path}: was made {meaning} is now; use another --output to start anew")
+                raise InputError(f"{path}: was made with {meaning} now; use another --output to start anew")
         own = trained_parameters(run.model)
         if set(own) != set(state["model"]) or any(own[name].shape != p.shape for name, p in state["model"].items()):
             raise RuntimeError("it holds other parameters than this model trains")
@@ -79,6 +98,14 @@ def restore(path: Path, state: dict, run: Run, config, identity: dict[str, str])
         if len(state["random"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["random"]["cuda"])
         run.step = state["step"]
+        return run.step
+
+
+def last_good(path: Path | None) -> str:
+    """Where a run can go on from, in words. path: of its checkpoint, None if it writes none."""
+    if path is None or not path.exists():
+        return "no checkpoint was saved"
+    return f"the last good checkpoint is {path}, step {read_checkpoint(path)['step']}; --resume true continues from it"
 
 
 class StopRequest:

@@ -133,7 +133,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, 
     check_ids([*prompts, [end], [tokenizer.pad_token_id]], tokenizer, rows, place)
 
 
-def check_ids(sequences: list[list[int]], tokenizer: PreTrainedTokenizerBase, rows: int, place: str) -> None:
+def check_ids(sequences: Iterable[list[int]], tokenizer: PreTrainedTokenizerBase, rows: int, place: str) -> None:
     """Raises InputError for the first token id that the embeddings, of so many rows, do not have."""
     for ids in sequences:
         if max(ids) >= rows:
@@ -211,8 +211,12 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: int):
     return get_peft_model(model, settings)
 
 
-def without_dropout(model: PreTrainedModel) -> None:
-    """Put the model into training mode, which gradient checkpointing needs, with every dropout at 0."""
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Compute activations again in the backward pass in place of keeping them; that needs training mode, so every
+    dropout is put to 0."""
+    # transformers renamed the method in 5.21.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
