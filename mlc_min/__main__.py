@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mlc_min.evaluation.pictures import plot_rates, plot_spectra
 from mlc_min.evaluation.report import DIAGNOSTICS_LEGEND, LEGEND, diagnostics_table, text_table
-from mlc_min.machinery.errors import run_command
+from mlc_min.machinery.errors import Help, run_command
 from mlc_min.machinery.files import usable_folder, write_atomically, write_json
 from mlc_min.train import TrainConfig
 
@@ -21,24 +21,20 @@ from mlc_min.train import TrainConfig
 def main() -> None:
     from mlc_min.lab.experiment import MAIN, World, run, slug  # here, so that data that are not there are one line
 
-    parser = argparse.ArgumentParser(
-        prog="python -m mlc_min", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="python -m mlc_min", description=__doc__, formatter_class=Help)
     add = parser.add_argument
-    add("--output", type=Path, default=Path("runs/demo"), help="folder for the results (default: runs/demo)")
-    add("--seed", type=int, default=0, help="of the row order, the extractor and the shuffling (default: 0)")
-    add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    add("--steps", type=int, default=TrainConfig.steps, help=f"of each training (default: {TrainConfig.steps})")
-    add("--split", choices=("test", "validation", "train"), default="test", help="rows to evaluate on (default: test)")
-    add("--test_rows", type=int, help="harmful and harmless prompts per language, for a quick look (default: all)")
+    add("--output", type=Path, default=Path("runs/demo"), help="folder for the results")
+    add("--seed", type=int, default=0, help="of the row order, the extractor and the shuffling")
+    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--steps", type=int, default=TrainConfig.steps, help="of each training")
+    add("--split", choices=("test", "validation", "train"), default="test", help="rows to evaluate on")
+    add("--test_rows", type=int, help="harmful and harmless prompts per language, for a quick look; None: all")
     arguments = parser.parse_args()
     TrainConfig(seed=arguments.seed, steps=arguments.steps).check()
     output, started = usable_folder(arguments.output, "--output"), time.perf_counter()
     print("expected time: about 3 minutes on 2 CPU cores", flush=True)
     world = World.load(arguments.split, arguments.device, arguments.test_rows)
-    results = {}
-    for name in MAIN:
-        results[name] = run(world, name, arguments.seed, output / slug(name), steps=arguments.steps)
+    results = {name: run(world, name, arguments.seed, output / slug(name), steps=arguments.steps) for name in MAIN}
     summaries = {name: result["summary"] for name, result in results.items()}
     diagnostics = {name: result["diagnostics"] for name, result in results.items()}
     text = f"{text_table(summaries)}\n\n{LEGEND}\n\n{diagnostics_table(diagnostics)}\n\n{DIAGNOSTICS_LEGEND}"

@@ -8,6 +8,7 @@ It reads, calls and writes; the loop itself is in `loop.py`.
 
 import math
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from mlc_min.evaluation.model_card import record_of, save_run
 from mlc_min.examples import Example, Row, encode_rows, shuffle_translations
 from mlc_min.loop import Run, arithmetic, train, with_reference
 from mlc_min.machinery import models
-from mlc_min.machinery.checkpoint import StopRequest, config_date, identity_of, last_good, restore, save_checkpoint
+from mlc_min.machinery.checkpoint import config_date, identity_of, last_good, restore, save_checkpoint, stop_requests
 from mlc_min.machinery.errors import InputError, refusing, run_command
 from mlc_min.machinery.files import usable_folder, write_json
 from mlc_min.machinery.log import MetricsLog
@@ -41,13 +42,13 @@ PROBES = 16  # rows that the diagnostics look at, the same ones on each logged s
 
 def fit(
     config: TrainConfig, model: PreTrainedModel, examples: list[Example], output: Path | None = None,
-    quiet: bool = False, stop: StopRequest | None = None,
+    quiet: bool = False, stop: Sequence[int] = (),
 ) -> tuple[nn.Module, list[dict]]:  # fmt: skip
     """Train `model` in place. Returns (extractor, list of figures, one dict per logged step).
 
     `output`: a folder for train_log.jsonl, one line per logged step, and checkpoint.pt, written every `save_every`
-    steps, at the end, and where `stop` asks for it, which ends with SystemExit. Examples without reference log-probs
-    get them here if the method needs any.
+    steps, at the end, and when `stop`, the signals that came, is not empty, which ends with SystemExit. Examples
+    without reference log-probs get them here if the method needs any.
     Raises InputError for a layer or a name to freeze that the model does not have, and for a loss or gradient that is
     not finite, naming the step, the rows and the last checkpoint.
     """
@@ -76,7 +77,7 @@ def fit(
     saved_at = restore(checkpoint, run, config, identity) if checkpoint and config.resume else None
     log = MetricsLog(path, run.step, config.steps, quiet, config.report_to, model.device)
     name = config.method + ("+mlc" if config.mlc_weight else "")
-    steps, last, stop = train(run, examples, config), config.steps - 1, stop or StopRequest()
+    steps, last = train(run, examples, config), config.steps - 1
     try:
         for step in tqdm(range(run.step, config.steps), name, config.steps, False, disable=quiet, initial=run.step):
             is_logged = step % config.log_every == 0 or step == last
@@ -91,13 +92,13 @@ def fit(
                 check_start(figures["align_loss"].item(), config)
             if is_logged:
                 log.write({key: value.item() if torch.is_tensor(value) else value for key, value in figures.items()})
-            asked = stop.signal  # looked at once, so that no stop goes without its checkpoint
+            asked = list(stop)  # looked at once, so that no stop goes without its checkpoint
             if checkpoint and (asked or (config.save_every and run.step % config.save_every == 0)):
                 save_checkpoint(checkpoint, run, config, identity)
                 saved_at = run.step
             if asked:
                 print(f"stopped after step {step}; {last_good(checkpoint)}", file=sys.stderr)
-                sys.exit(128 + asked)
+                sys.exit(128 + asked[-1])
     except BrokenDown as error:
         raise InputError(f"{error}, or lower --learning_rate; {last_good(checkpoint)}") from None
     if checkpoint and saved_at != run.step:  # so that what was trained is not lost if the model cannot be saved
@@ -221,7 +222,7 @@ def main() -> None:
         torch.manual_seed(config.seed)  # of the adapters' start
         model = models.add_adapters(model, config.lora, config.lora_alpha)
     write_json(output / "run.json", record)
-    with StopRequest() as stop:
+    with stop_requests() as stop:
         extractor, history = fit(config, model, examples, output, stop=stop)
     if config.lora and models.is_adapter_folder(config.model):
         # The new adapters would be loaded onto the model below the old ones: so what is saved is the whole model.

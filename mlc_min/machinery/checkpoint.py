@@ -3,7 +3,8 @@
 import copy
 import datetime
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,11 +15,8 @@ from mlc_min.loop import Run
 from mlc_min.machinery.errors import InputError, refusing
 from mlc_min.machinery.files import replacing
 from mlc_min.machinery.models import digest, fingerprint
+from mlc_min.machinery.settings import FREE_SETTINGS
 
-# What a resumed run may change: none of these touches the arithmetic.
-FREE_SETTINGS = (
-    "config", "preset", "output", "device", "log_every", "save_every", "resume", "report_to", "reference_cache"
-)  # fmt: skip
 STATEFUL = ("extractor", "optimizer", "scheduler")
 DAMAGED = "not a whole checkpoint (…); delete it to start anew"
 
@@ -86,12 +84,9 @@ def restore(path: Path, run: Run, config, identity: dict[str, str]) -> int | Non
         for name, meaning in others.items():
             if state["identity"].get(name) != identity[name]:
                 raise InputError(f"{path}: was made with {meaning} now; use another --output to start anew")
-        own = trained_parameters(run.model)
-        if set(own) != set(state["model"]) or any(own[name].shape != p.shape for name, p in state["model"].items()):
+        if set(state["model"]) != set(trained_parameters(run.model)):
             raise RuntimeError("it holds other parameters than this model trains")
-        with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(state["model"][name])
+        run.model.load_state_dict(state["model"], strict=False)  # what is not trained is not among them
         for name in STATEFUL:
             getattr(run, name).load_state_dict(copy.deepcopy(state[name]))  # the file must not stay in use
         torch.set_rng_state(state["random"]["cpu"])
@@ -108,24 +103,21 @@ def last_good(path: Path | None) -> str:
     return f"the last good checkpoint is {path}, step {read_checkpoint(path)['step']}; --resume true continues from it"
 
 
-class StopRequest:
-    """Within the block, SIGTERM and Ctrl-C set `signal` and do nothing else, so that a step ends whole; a second
-    Ctrl-C interrupts at once. Where signals cannot be caught (another thread), nothing changes."""
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """Within the block, SIGTERM and Ctrl-C are noted in the list and do nothing else, so that a step ends whole; a
+    second Ctrl-C interrupts at once. Where signals cannot be caught (another thread), nothing changes."""
+    asked, before = [], {}
 
-    def __init__(self):
-        self.signal, self.before = 0, {}
-
-    def __enter__(self):
-        for number in (signal.SIGTERM, signal.SIGINT):
-            with suppress(ValueError):
-                self.before[number] = signal.signal(number, self.note)
-        return self
-
-    def note(self, number, frame) -> None:
-        if self.signal == signal.SIGINT == number:
+    def note(number, frame) -> None:
+        if number == signal.SIGINT in asked:
             raise KeyboardInterrupt
-        self.signal = number
+        asked.append(number)
 
-    def __exit__(self, *_) -> None:
-        for number, handler in self.before.items():
+    with suppress(ValueError):
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)

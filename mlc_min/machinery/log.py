@@ -50,8 +50,7 @@ class MetricsLog:
         now = time.perf_counter()
         done = metrics["step"] + 1 - self.start
         metrics["tokens_per_second"] = round(self.tokens / max(now - self.since, 1e-9))
-        metrics["peak_memory_gb"] = peak_memory_gb(self.device)
-        metrics["seconds"] = round(now - self.started, 2)
+        metrics |= {"peak_memory_gb": peak_memory_gb(self.device), "seconds": round(now - self.started, 2)}
         metrics["seconds_left"] = round((now - self.started) / done * (self.steps - metrics["step"] - 1), 1)
         self.tokens, self.since = 0, now
         self.history.append(metrics)

@@ -129,7 +129,8 @@ class TrainConfig:
     def described(self) -> str:
         """The first line of a run: which preset, whether MLC is in it, and which settings differ from the preset."""
         usual = {name: item.default for name, item in FIELDS.items()} | PRESETS.get(self.preset, {})
-        changed = [name for name in FIELDS if name not in NOT_METHOD and getattr(self, name) != usual[name]]
+        fixed = FREE_SETTINGS | {"model", "train", "chat_template"}  # no part of a recipe
+        changed = [name for name in FIELDS if name not in fixed and getattr(self, name) != usual[name]]
         other = [f"{name} {getattr(self, name)} (not {usual[name]})" for name in changed]
         mlc = f"{self.consistency.upper()} λ {self.mlc_weight:g}" if self.mlc_weight else "no MLC (--mlc_weight 0)"
         changes = "; ".join(other) or "nothing"
@@ -138,9 +139,9 @@ class TrainConfig:
 
 FIELDS = {item.name: item for item in fields(TrainConfig)}
 _KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-# Where things lie and what is shown: no part of a recipe.
-NOT_METHOD = {"preset", "config", "model", "train", "output", "device", "reference_cache", "resume", "log_every",
-              "report_to", "save_every", "chat_template"}  # fmt: skip
+# Where things lie and what is shown: none of these touches the arithmetic, and a resumed run may change them.
+FREE_SETTINGS = {"preset", "config", "output", "device", "reference_cache", "resume", "log_every", "report_to",
+                 "save_every"}  # fmt: skip
 
 
 def parse_settings(description: str, arguments: list[str] | None = None) -> TrainConfig:
