@@ -28,7 +28,7 @@ def main() -> None:
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--steps", type=int, default=TrainConfig.steps, help="of each training")
     add("--split", choices=("test", "validation", "train"), default="test", help="rows to evaluate on")
-    add("--test_rows", type=int, help="harmful and harmless prompts per language, for a quick look; None: all")
+    add("--test_rows", type=int, help="harmful and harmless prompts per language in place of all, for a quick look")
     arguments = parser.parse_args()
     TrainConfig(seed=arguments.seed, steps=arguments.steps).check()
     output, started = usable_folder(arguments.output, "--output"), time.perf_counter()

@@ -132,10 +132,8 @@ def check_start(loss: float, config: TrainConfig) -> None:
     trained. The loss is log 2 there, but for the rounding of padded batches."""
     allowed = 0.1 if config.dtype == "bfloat16" else 0.01
     if not abs(loss - math.log(2)) <= allowed:
-        raise InputError(
-            f"step 0: the DPO loss is {loss:.4f} and not log 2 = 0.6931: the reference log-probs are those of another "
-            "model; delete the files in --reference_cache"
-        )
+        advice = "the reference log-probs are those of another model; delete the files in --reference_cache"
+        raise InputError(f"step 0: the DPO loss is {loss:.4f} and not log 2 = 0.6931: {advice}")
 
 
 def token_count(example: Example, method: str, uses_mlc: bool) -> int:
@@ -170,9 +168,7 @@ def select_rows(config: TrainConfig) -> tuple[list[Row], dict[str, int]]:
     return rows, counts
 
 
-def fitting_examples(
-    config: TrainConfig, rows: list[Row], tokenizer: Tokenizer, counts: dict[str, int]
-) -> list[Example]:
+def fitting_examples(config: TrainConfig, rows: list[Row], tokenizer: Tokenizer, counts: dict) -> list[Example]:
     """Encode the rows that fit into --max_length; adds to `counts` how many did and why the others did not.
 
     Raises InputError if one does not and --too_long is "error", or if none does.

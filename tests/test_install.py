@@ -77,7 +77,7 @@ def test_a_package_without_the_repositorys_data_says_so_in_one_line(tmp_path, co
     command = [sys.executable, "-m", *command.split()]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 2 and process.stderr.count("\n") == 1
-    assert "installed without the repository's data; clone the repository and run `pip install -e .`" in process.stderr
+    assert "installed without the repository's data; clone it and run `pip install -e .`" in process.stderr
 
 
 def requirements(lines: list[str]) -> dict[str, Requirement]:

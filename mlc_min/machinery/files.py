@@ -17,8 +17,7 @@ def shipped(path: str | Path) -> Path:
     """The path; raises InputError if it is one of the repository's data and this is a package without them."""
     path = Path(path)
     if DATA in path.parents and not DATA.is_dir():
-        advice = "clone the repository and run `pip install -e .` there"
-        raise InputError(f"{path}: the package was installed without the repository's data; {advice}")
+        raise InputError(f"{path}: installed without the repository's data; clone it and run `pip install -e .` there")
     return path
 
 

@@ -63,7 +63,7 @@ def load_weights(path: str | Path, dtype: torch.dtype, attention: str | None, **
     model: transformers fills in random numbers, or leaves weights out, and only warns."""
     place = f"--model {Path(path) / options['gguf_file'] if options else path}"
     advice = "give a folder with a model in safetensors and a tokenizer"
-    if Path(path).is_dir() and (found := sorted(Path(path).glob("*.gguf"))):
+    if not options and Path(path).is_dir() and (found := sorted(Path(path).glob("*.gguf"))):
         advice = f"give the file, --model {found[0]}"
     if attention:
         options["attn_implementation"] = attention
@@ -123,10 +123,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, 
         if "".join(text.split()).casefold() not in shown.casefold():
             raise InputError(f"{place}: the chat template leaves out what the user says; it gives {shown[:60]!r}")
     if prompts[0][-1] != prompts[1][-1]:
-        raise InputError(
-            f"{place}: after the user's text the chat template writes nothing that starts a reply "
-            "(add_generation_prompt), so that prompts have no last token in common"
-        )
+        fault = "the chat template writes nothing that starts a reply (add_generation_prompt)"
+        raise InputError(f"{place}: {fault}, so that prompts have no last token in common")
     if tokenizer.pad_token_id is None:  # its value is harmless: masks are made from lengths, never from token values
         tokenizer.pad_token_id = end
     rows = model.get_input_embeddings().weight.shape[0]
@@ -138,10 +136,8 @@ def check_ids(sequences: Iterable[list[int]], tokenizer: PreTrainedTokenizerBase
     for ids in sequences:
         if max(ids) >= rows:
             token = tokenizer.convert_ids_to_tokens(max(ids))
-            raise InputError(
-                f"{place}: token {token!r} has the id {max(ids)}, but the model has {rows} embeddings; the tokenizer "
-                "is another model's, or got tokens that the model was not resized for"
-            )
+            fault = f"token {token!r} has the id {max(ids)}, but the model has {rows} embeddings"
+            raise InputError(f"{place}: {fault}; take the model's own tokenizer, or resize the model for its tokens")
 
 
 @torch.no_grad()

@@ -118,10 +118,8 @@ def _csv_values(path: Path) -> Iterator[tuple[dict, str]]:
                     raise InputError(f"{where}: two columns have the same name; give each its own")
             elif fields:
                 if len(fields) != len(header):
-                    raise InputError(
-                        f"{where}: {len(fields)} fields where the header has {len(header)}; "
-                        "put a field that holds a comma or a newline in double quotes"
-                    )
+                    fault = f"{len(fields)} fields where the header has {len(header)}"
+                    raise InputError(f"{where}: {fault}; put one that holds a comma or a newline in double quotes")
                 yield dict(zip(header, fields, strict=True)), where
             where = f"{path}:{reader.line_num + 1}"
     except csv.Error as error:
