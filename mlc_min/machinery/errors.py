@@ -39,10 +39,7 @@ TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0":
 
 
 def truth(text: str) -> bool:
-    """
-    >>> truth("true"), truth("No")
-    (True, False)
-    """
+    """What a flag's text says: True for "true", False for "No"; raises ArgumentTypeError for "perhaps"."""
     if text.lower() not in TRUTH:
         raise argparse.ArgumentTypeError(f"true or false, not {text!r}")
     return TRUTH[text.lower()]

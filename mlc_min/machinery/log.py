@@ -18,7 +18,6 @@ from tqdm import tqdm
 from mlc_min.machinery.errors import refusing
 from mlc_min.machinery.files import write_atomically
 
-TIMES = ("seconds", "seconds_left", "tokens_per_second", "peak_memory_gb")  # differ from run to run
 SHOWN = (
     "step {step:5d}", "loss {loss:7.4f}", "align {align_loss:7.4f}", "acc {accuracy:4.2f}", "margin {margin:6.2f}",
     "mlc {mlc_floor:.3f} < {mlc_loss:.3f} < {mlc_ceiling:.3f}", "(shuffled {mlc_shuffled:.3f})",

@@ -24,11 +24,7 @@ from mlc_min.machinery.files import shipped
 
 
 def parse_languages(codes: str, flag: str = "--languages") -> tuple[str, ...]:
-    """Comma-separated language codes; raises InputError for none, one that comes twice, or one that is no code.
-
-    >>> parse_languages("en, zh-CN")
-    ('en', 'zh-CN')
-    """
+    """("en", "zh-CN") of "en, zh-CN"; raises InputError for none, one that comes twice, or one that is no code."""
     languages = tuple(filter(None, (code.strip() for code in codes.split(","))))
     shaped = all(re.fullmatch("[A-Za-z0-9]+([-_][A-Za-z0-9]+)*", code) for code in languages)
     if len(set(languages)) != len(languages) or not languages or not shaped:
