@@ -86,6 +86,12 @@ def test_yaml_numbers_without_a_point_are_numbers(tmp_path):
     assert read_settings(path) == {"learning_rate": 6e-7, "mlc_weight": 1.0}
 
 
+@pytest.mark.parametrize("name, content", [("a.json", '{"steps": 7}'), ("a.yaml", "steps: 7\r\n")])
+def test_a_byte_order_mark_and_line_ends_of_windows_are_no_part_of_a_settings_file(tmp_path, name, content):
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
+    assert read_settings(tmp_path / name) == {"steps": 7}
+
+
 @pytest.mark.parametrize("field", fields(TrainConfig), ids=lambda field: field.name)
 def test_every_flag_is_read_and_shown_with_its_default(field, capsys, tmp_path):
     value = (get_args(field.type) or [SAMPLES[type(field.default)]])[-1]

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,9 +85,7 @@ def usable_folder(folder: str | Path, flag: str, needed: int = 0) -> Path:
     folder = Path(folder)
     with refusing(f"{flag} {folder}: cannot be written to (…); give another folder", OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_bytes(b"")
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     free = shutil.disk_usage(folder).free
     if free < needed:
         room = f"{free / 1e9:.1f} GB are free and {needed / 1e9:.1f} needed"
