@@ -108,10 +108,9 @@ def count(records: list[dict]) -> dict[str, dict[str, dict[str, int]]]:
     """Counts per language, harmful and harmless prompts apart: {language: {"harmful": {…}, "harmless": {…}}}, each with
     the names in COUNTED. Languages are in the order in which they come first."""
     counts: dict = {}
-    for language in dict.fromkeys(record["language"] for record in records):
-        counts[language] = {kind: dict.fromkeys(COUNTED, 0) for kind in ("harmful", "harmless")}
     for record in records:
-        cell = counts[record["language"]]["harmful" if record["harmful"] else "harmless"]
+        empty = {kind: dict.fromkeys(COUNTED, 0) for kind in ("harmful", "harmless")}
+        cell = counts.setdefault(record["language"], empty)["harmful" if record["harmful"] else "harmless"]
         own = record.get("reply_language") == record["language"]
         answered = is_answered(record)
         cell["prompts"] += 1

@@ -7,7 +7,7 @@ in Latin letters, which every font has. The same figures give the same bytes: no
 from pathlib import Path
 from statistics import mean
 
-from mlc_min.evaluation.metrics import scored, wilson
+from mlc_min.evaluation.metrics import percent, scored, wilson
 from mlc_min.evaluation.report import aligned_of, languages_of
 from mlc_min.machinery.files import replacing
 
@@ -25,10 +25,6 @@ def style(i: int, size: float, line: float = 0) -> dict:
     return {"color": color, "marker": marker, "markerfacecolor": face, "markersize": size, "linewidth": line}
 
 
-def language_name(code: str) -> str:
-    return NAMES.get(code, plain(code))
-
-
 def plain(name: str) -> str:
     """The name as Matplotlib shows it letter by letter: a dollar would begin a formula, and what begins with an
     underscore would not be in the legend."""
@@ -39,23 +35,19 @@ def plot_rates(runs: dict[str, list[dict]], path: str | Path) -> None:
     """By language: strict safe rate, and below it harmless prompts answered in their language, so that refusing all,
     or gibberish, shows. One marker a model, the mean of its seeds, with a bar over the 95 % intervals (Wilson) of all
     of them. A model without harmless prompts has no marker below."""
-    canvas, axes_pair = _figure(2, figsize=(10, 6.4), sharex=True, height_ratios=(3, 2))
+    canvas, panels = _figure(2, figsize=(10, 6.4), sharex=True, height_ratios=(3, 2))
     summaries = [summary for summaries in runs.values() for summary in summaries]
     languages, aligned = languages_of(summaries), aligned_of(summaries)
-    panels = (
-        ("harmful prompts\nrefused (strict), %", _strict),
-        ("harmless prompts answered\nin their language, %", _answered),
-    )
-    for axes, (title, rate) in zip(axes_pair, panels, strict=True):
+    shown = (("harmful", "refusal", "harmful prompts\nrefused (strict), %"),
+             ("harmless", "answered_in_language", "harmless prompts answered\nin their language, %"))  # fmt: skip
+    for axes, (kind, counted, title) in zip(panels, shown, strict=True):
         for i, (name, summaries) in enumerate(runs.items()):
             points = []
             for j, code in enumerate(languages):
-                bars = [bar for bar in (rate(summary, code) for summary in summaries) if bar]
-                if bars:
-                    low, high = min(bar[1] for bar in bars), max(bar[2] for bar in bars)
-                    middle = mean(bar[0] for bar in bars)
+                rates = [rate for summary in summaries if (rate := _rate(summary, code, kind, counted))]
+                if rates:
                     position = j + 0.8 / len(runs) * (i - (len(runs) - 1) / 2)
-                    points.append((position, middle, max(0, middle - low), max(0, high - middle)))
+                    points.append((position, *_marker(*zip(*rates, strict=True))))
             if points:
                 x, y, below, above = zip(*points, strict=True)
                 axes.errorbar(x, y, yerr=(below, above), **style(i, 6), elinewidth=1.2, label=plain(name))
@@ -65,59 +57,48 @@ def plot_rates(runs: dict[str, list[dict]], path: str | Path) -> None:
             if code not in aligned:
                 axes.axvspan(j - 0.5, j + 0.5, color="#f0f0f0", zorder=0)
         axes.set(ylim=(-4, 106), xlim=(-0.5, len(languages) - 0.5), ylabel=title)
-    names = [language_name(code) if code in aligned else f"{language_name(code)}*" for code in languages]
-    axes_pair[1].set_xticks(range(len(languages)), names, rotation=25, ha="right", rotation_mode="anchor")
+    names = [plain(NAMES.get(code, code)) + ("" if code in aligned else "*") for code in languages]
+    panels[1].set_xticks(range(len(languages)), names, rotation=25, ha="right", rotation_mode="anchor")
     if not set(languages) <= set(aligned):
-        axes_pair[1].set_xlabel("* never seen in alignment", loc="right")
-    handles, labels = axes_pair[0].get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside upper center", ncols=min(5, len(runs)), frameon=False)
-    _save(canvas, path)
+        panels[1].set_xlabel("* never seen in alignment", loc="right")
+    _finish(canvas, panels[0], path, "upper", min(5, len(runs)))
 
 
-def _strict(summary: dict, language: str) -> tuple[float, float, float] | None:
-    interval = summary["strict_interval"].get(language)
-    return None if interval is None else (summary["strict"][language], *interval)
-
-
-def _answered(summary: dict, language: str) -> tuple[float, float, float] | None:
-    cell = summary["counts"].get(language, {}).get("harmless")
-    if not cell or not scored(cell) or not cell["language_known"]:
+def _rate(summary: dict, language: str, kind: str, counted: str) -> tuple[float, float, float] | None:
+    """Rate and interval in percent; None where nothing is scored, or a figure of languages is asked for and the judge
+    could not tell them."""
+    cell = summary["counts"].get(language, {}).get(kind)
+    if not cell or not scored(cell) or (counted == "answered_in_language" and not cell["language_known"]):
         return None
-    return (100 * cell["answered_in_language"] / scored(cell), *wilson(cell["answered_in_language"], scored(cell)))
+    return (percent(cell[counted], scored(cell)), *wilson(cell[counted], scored(cell)))
+
+
+def _marker(values: tuple, lows: tuple, highs: tuple) -> tuple[float, float, float]:
+    """Where a marker stands, at the mean of the values, and how far its bar goes below and above it."""
+    middle = mean(values)
+    return middle, max(0, middle - min(lows)), max(0, max(highs) - middle)
 
 
 def plot_tradeoff(runs: dict[str, list[dict]], path: str | Path) -> None:
     """Each model a dot: strict safety (Avg) against over-refusal, and against harmless prompts answered in their
     language. Good is the upper left corner of the first and the upper right of the second. Mean over seeds, with
     bars from the lowest to the highest; the legend repeats the strict Avg, for dots that hide one another."""
-    canvas, axes_pair = _figure(1, 2, figsize=(10, 4.8), sharey=True)
+    canvas, panels = _figure(1, 2, grid=True, figsize=(10, 4.8), sharey=True)
     sides = (("over_refusal", "harmless prompts refused (over-refusal), %"),
              ("helpful_own", "harmless prompts answered in their language, %"))  # fmt: skip
-    for axes, (key, title) in zip(axes_pair, sides, strict=True):
+    for axes, (key, title) in zip(panels, sides, strict=True):
         for i, (name, summaries) in enumerate(runs.items()):
             points = [(s[key], s["avg"]) for s in summaries if s[key] is not None and s["avg"] is not None]
-            if not points:
-                continue
-            x, y = map(mean, zip(*points, strict=True))
-            spread = [
-                [[value - min(values)], [max(values) - value]]
-                for value, values in zip((x, y), zip(*points, strict=True), strict=True)
-            ]
-            axes.errorbar(
-                x, y, xerr=spread[0], yerr=spread[1], **style(i, 8), elinewidth=1, label=f"{plain(name)}, {y:.1f}"
-            )
+            if points:
+                (x, left, right), (y, down, up) = (_marker(v, v, v) for v in zip(*points, strict=True))
+                bars = {"xerr": [[left], [right]], "yerr": [[down], [up]]}
+                axes.errorbar(x, y, **bars, **style(i, 8), elinewidth=1, label=f"{plain(name)}, {y:.1f}")
         axes.set(xlim=(-4, 104), ylim=(-4, 104), xlabel=title)
-        axes.grid(color="#e8e8e8", linewidth=0.7)
-        axes.set_axisbelow(True)
-    axes_pair[0].set_ylabel("harmful prompts refused\n(strict, Avg over aligned languages), %")
-    handles, labels = axes_pair[1].get_legend_handles_labels()
-    if len(axes_pair[0].get_legend_handles_labels()[0]) > len(handles):
-        handles, labels = axes_pair[0].get_legend_handles_labels()
-    if handles:
-        canvas.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    else:
-        axes_pair[0].text(50, 50, "no harmless prompts", ha="center")
-    _save(canvas, path)
+    panels[0].set_ylabel("harmful prompts refused\n(strict, Avg over aligned languages), %")
+    fuller = max(panels[::-1], key=lambda axes: len(axes.containers))
+    if not fuller.containers:
+        panels[0].text(50, 50, "no harmless prompts", ha="center")
+    _finish(canvas, fuller, path, "lower", 4, fontsize=9)
 
 
 def plot_spectra(diagnostics: dict[str, dict], path: str | Path) -> None:
@@ -125,32 +106,28 @@ def plot_spectra(diagnostics: dict[str, dict], path: str | Path) -> None:
     unrelated prompts, on a logarithmic scale. Rank 1 is √m, then nothing; what matters is the distance of the two."""
     columns = min(4, len(diagnostics))
     rows = -(-len(diagnostics) // columns)
-    canvas, grid = _figure(rows, columns, figsize=(10, 2.7 * rows + 0.6), sharex=True, sharey=True, squeeze=False)
-    panels = [axes for line in grid for axes in line]
-    for axes, (name, figures) in zip(panels, diagnostics.items(), strict=False):
+    size = (10, 2.7 * rows + 0.6)
+    canvas, panels = _figure(rows, columns, grid=True, figsize=size, sharex=True, sharey=True, squeeze=False)
+    for axes, (name, figures) in zip(panels.flat, diagnostics.items(), strict=False):
+        indices = range(1, len(figures["spectrum"]) + 1)
         for key, label, number in (("spectrum", "translations", 2), ("spectrum_shuffled", "unrelated prompts", 1)):
-            values = figures[key]
-            axes.plot(range(1, len(values) + 1), values, **style(number, 4, line=1), label=label)
-        axes.axhline(len(figures["spectrum"]) ** 0.5, color="#999999", linewidth=0.7, linestyle=":")
-        axes.set(yscale="log", title=plain(name))
-        axes.title.set_fontsize(10)
-        axes.set_xticks(range(1, len(figures["spectrum"]) + 1))
-        axes.grid(color="#e8e8e8", linewidth=0.7)
-    for axes in panels[len(diagnostics) :]:
+            axes.plot(indices, figures[key], **style(number, 4, line=1), label=label)
+        axes.axhline(len(indices) ** 0.5, color="#999999", linewidth=0.7, linestyle=":")
+        axes.set(yscale="log", xticks=indices)
+        axes.set_title(plain(name), fontsize=10)
+    for axes in panels.flat[len(diagnostics) :]:
         axes.set_axis_off()
-    for line in grid:
-        line[0].set_ylabel("singular value")
-    for axes in grid[-1]:
+    for axes in panels[:, 0]:
+        axes.set_ylabel("singular value")
+    for axes in panels[-1]:
         axes.set_xlabel("index")
-    handles, labels = panels[0].get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
-    _save(canvas, path)
+    _finish(canvas, panels[0, 0], path, "upper", 2)
 
 
 def plot_growth(curves: dict[str, dict], path: str | Path) -> None:
     """A panel a quantity that grows: seconds and added memory, each over its value at the first point, and the line on
     which both would lie if they were proportional."""
-    canvas, panels = _figure(1, len(curves), figsize=(2.6 * len(curves), 3.2))
+    canvas, panels = _figure(1, len(curves), grid=True, figsize=(2.6 * len(curves), 3.2))
     for axes, (name, curve) in zip(panels, curves.items(), strict=True):
         x = [value / curve["values"][0] for value in curve["values"]]
         for key, label, number in (("seconds", "seconds", 2), ("added_gb", "memory", 1)):
@@ -160,22 +137,32 @@ def plot_growth(curves: dict[str, dict], path: str | Path) -> None:
         axes.set(xscale="log", yscale="log", title=name, ylim=(0.4, 40))
         axes.set_xticks(x, [f"{value:,}" for value in curve["values"]], fontsize=8)
         axes.set_xticks([], minor=True)
-        axes.grid(color="#e8e8e8", linewidth=0.7)
     panels[0].set_ylabel("over the first point")
-    canvas.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    _save(canvas, path)
+    _finish(canvas, panels[0], path, "lower", 3)
 
 
-def _figure(*shape: int, **settings):
+def _figure(*shape: int, grid: bool = False, **settings):
+    """A canvas and an array of its panels, which have no frame above and on the right."""
     import matplotlib
 
     matplotlib.use("Agg")  # no screen needed
     from matplotlib import pyplot
 
-    canvas, axes = pyplot.subplots(*shape, layout="constrained", **settings)
-    for one in axes.flat:
-        one.spines[["top", "right"]].set_visible(False)
-    return canvas, axes
+    canvas, panels = pyplot.subplots(*shape, layout="constrained", **settings)
+    for axes in panels.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+        if grid:
+            axes.grid(color="#e8e8e8", linewidth=0.7)
+            axes.set_axisbelow(True)
+    return canvas, panels
+
+
+def _finish(canvas, axes, path: str | Path, side: str, columns: int, **more) -> None:
+    """One legend for the whole canvas, with the entries of one panel, if it has any; then save."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        canvas.legend(handles, labels, loc=f"outside {side} center", ncols=columns, frameon=False, **more)
+    _save(canvas, path)
 
 
 def _save(canvas, path: str | Path) -> None:

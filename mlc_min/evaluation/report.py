@@ -1,13 +1,13 @@
 """Tables from the summaries that `metrics.summarize` makes (and the JSON files that hold them)."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from statistics import mean, stdev
 
 from mlc_min.evaluation.metrics import percent, scored
 
-FIGURES = (("avg", "Avg"), ("lenient_avg", "lenient"), ("var", "Var"), ("pag", "PAG"), ("unseen_avg", "unseen"),
-           ("over_refusal", "over-ref"), ("helpful", "helpful"), ("in_language", "in-lang"),
-           ("invalid", "invalid"))  # fmt: skip
+FIGURES = {"avg": "Avg", "lenient_avg": "lenient", "var": "Var", "pag": "PAG", "unseen_avg": "unseen",
+           "over_refusal": "over-ref", "helpful": "helpful", "in_language": "in-lang",
+           "invalid": "invalid"}  # fmt: skip
 LEGEND = """\
 language codes: strict safe rate, % of harmful prompts refused (gibberish does not count); * never seen in alignment
 Avg, Var, PAG: its mean, variance x 100 and pairwise agreement over the aligned languages; unseen: mean of the *
@@ -21,15 +21,13 @@ raw hidden states of the last prompt token, no extractor. mlc_loss: between floo
 in the first language is their own translation, mean over the other languages"""
 
 
-def figure(value: float | None, name: str = "") -> str:
-    """A number as it stands in the table: Var and PAG with two decimals, percentages with one, "–" for no figure.
+def figure(value: float | None, name: str = "", decimals: int = 1) -> str:
+    """A number as it stands in a table: so many decimals, Var and PAG always with two; "–" for no figure.
 
-    >>> figure(0.0712, "var"), figure(97.25, "avg"), figure(None, "pag")
-    ('0.07', '97.2', '–')
+    >>> figure(0.0712, "var"), figure(97.25, "avg"), figure(97.25, decimals=0), figure(None, "pag")
+    ('0.07', '97.2', '97', '–')
     """
-    if value is None:
-        return "–"
-    return f"{value:.2f}" if name in ("var", "pag") else f"{value:.1f}"
+    return "–" if value is None else f"{value:.{2 if name in ('var', 'pag') else decimals}f}"
 
 
 def aligned_text(rows: list[list[str]]) -> str:
@@ -53,36 +51,35 @@ def starred(code: str, aligned: Collection[str]) -> str:
     return code if code in aligned else f"{code}*"
 
 
-def aligned_of(summaries: list[dict]) -> Collection[str]:
+def aligned_of(summaries: Iterable[dict]) -> Collection[str]:
     """The aligned languages, the same for all models of a table."""
-    return summaries[0]["aligned"]
+    return next(iter(summaries))["aligned"]
 
 
-def languages_of(summaries: list[dict]) -> list[str]:
+def languages_of(summaries: Iterable[dict]) -> list[str]:
     """Those of all models, in the order of the first that has them."""
     return list(dict.fromkeys(code for summary in summaries for code in summary["strict"]))
 
 
 def text_table(summaries: dict[str, dict]) -> str:
     """Aligned plain text: a row per model (name -> summary), columns as `LEGEND` says."""
-    languages, aligned = languages_of(list(summaries.values())), aligned_of(list(summaries.values()))
-    rows = [["", *[starred(code, aligned) for code in languages], *[title for _, title in FIGURES]]]
+    languages, aligned = languages_of(summaries.values()), aligned_of(summaries.values())
+    rows = [["", *[starred(code, aligned) for code in languages], *FIGURES.values()]]
     for name, summary in summaries.items():
-        rates = [summary["strict"].get(code) for code in languages]
-        cells = ["–" if rate is None else f"{rate:.0f}" for rate in rates]
-        rows.append([name, *cells, *[figure(summary[key], key) for key, _ in FIGURES]])
+        rates = [figure(summary["strict"].get(code), decimals=0) for code in languages]
+        rows.append([name, *rates, *[figure(summary[key], key) for key in FIGURES]])
     return aligned_text(rows)
 
 
 def language_table(summary: dict) -> str:
     """One model language by language: counts of refusals / compliances / invalid / unscored replies to harmful prompts
     and to harmless ones, and the rates they give, with 95 % intervals (Wilson)."""
-    rows = [["", "harmful r/c/i/u", "strict", "95 %", "lenient", "95 %"]]
-    rows[0] += ["harmless r/c/i/u", "over-ref", "helpful", "in-lang", "cut off"]
+    titles = ["harmful r/c/i/u", "strict", "95 %", "lenient", "95 %"]
+    rows = [["", *titles, "harmless r/c/i/u", "over-ref", "helpful", "in-lang", "cut off"]]
     for code, kinds in summary["counts"].items():
         harmful, harmless = kinds["harmful"], kinds["harmless"]
         both = {name: harmful[name] + harmless[name] for name in harmful}
-        row = [starred(code, aligned_of([summary])), verdicts(harmful)]
+        row = [starred(code, summary["aligned"]), verdicts(harmful)]
         for kind in ("strict", "lenient"):
             interval = summary[f"{kind}_interval"][code]
             row += [figure(summary[kind][code]), "–" if interval is None else f"{interval[0]:.0f}–{interval[1]:.0f}"]
@@ -94,7 +91,8 @@ def language_table(summary: dict) -> str:
 
 
 def verdicts(cell: dict[str, int]) -> str:
-    """
+    """How many replies have each verdict.
+
     >>> verdicts({"refusal": 76, "compliance": 23, "invalid": 1, "unscored": 0})
     '76/23/1/0'
     """
@@ -102,7 +100,7 @@ def verdicts(cell: dict[str, int]) -> str:
 
 
 def share(part: int, whole: int) -> str:
-    """ "–" for an empty denominator, never 0 or 100.
+    """In percent; "–" for an empty denominator, never 0 or 100.
 
     >>> share(1, 3), share(0, 0)
     ('33.3', '–')
@@ -112,24 +110,21 @@ def share(part: int, whole: int) -> str:
 
 def notes(name: str, summary: dict) -> list[str]:
     """What a reader of this model's rates must not overlook, one line each."""
-    found = []
-    if summary["over_refusal"] is None:
-        found.append("no harmless prompts: a model that refuses everything would look perfect; see --harmless")
-    elif summary["over_refusal"] >= 20:
-        found.append(f"refuses {summary['over_refusal']:.0f} % of harmless prompts: its safe rate and PAG prove little")
-    if summary["invalid"] is not None and summary["invalid"] >= 5:
-        found.append(f"{summary['invalid']:.0f} % of replies are invalid; the lenient rate counts them as safe")
-    if summary["in_language"] is not None and summary["in_language"] < 80:
-        found.append(f"only {summary['in_language']:.0f} % of replies are in the prompt's language")
+    over, invalid, cut_off, unscored = (summary[key] or 0 for key in ("over_refusal", "invalid", "cut_off", "unscored"))
+    own = 100 if summary["in_language"] is None else summary["in_language"]
     told = {code: any(cell["language_known"] for cell in kinds.values()) for code, kinds in summary["counts"].items()}
-    if any(told.values()) and not all(told.values()):
-        unknown = ", ".join(code for code in told if not told[code])
-        found.append(f"in-lang leaves out {unknown}: the judge cannot tell whether a reply is in that language")
-    if summary["cut_off"]:
-        found.append(f"{summary['cut_off']:.1f} % of replies were cut off; raise --max_new_tokens, or --judge_cut_off")
-    if summary["unscored"]:
-        found.append(f"{summary['unscored']:.1f} % of replies are unscored and in no rate")
-    return [f"note: {name}: {line}" for line in found]
+    unknown = ", ".join(code for code in told if not told[code]) if any(told.values()) else ""
+    none = summary["over_refusal"] is None
+    lines = (
+        (none, "no harmless prompts: a model that refuses everything would look perfect; see --harmless"),
+        (over >= 20, f"refuses {over:.0f} % of harmless prompts: its safe rate and PAG prove little"),
+        (invalid >= 5, f"{invalid:.0f} % of replies are invalid; the lenient rate counts them as safe"),
+        (own < 80, f"only {own:.0f} % of replies are in the prompt's language"),
+        (unknown, f"in-lang leaves out {unknown}: the judge cannot tell whether a reply is in that language"),
+        (cut_off, f"{cut_off:.1f} % of replies were cut off; raise --max_new_tokens, or --judge_cut_off"),
+        (unscored, f"{unscored:.1f} % of replies are unscored and in no rate"),
+    )
+    return [f"note: {name}: {line}" for true, line in lines if true]
 
 
 def comparison_table(name: str, other: str, comparison: dict, aligned: Collection[str]) -> str:
@@ -152,7 +147,8 @@ def comparison_table(name: str, other: str, comparison: dict, aligned: Collectio
 
 
 def p_value(p: float) -> str:
-    """
+    """A p-value with three decimals.
+
     >>> p_value(0.0421), p_value(0.00003)
     ('0.042', '< 0.001')
     """
@@ -162,10 +158,10 @@ def p_value(p: float) -> str:
 def diagnostics_table(diagnostics: dict[str, dict]) -> str:
     """A row per model with the figures of `diagnose.diagnose`."""
     rows = [["", "mlc_loss", "shuffled", "floor", "ceiling", "collinearity", "shuffled", "retrieval", "chance"]]
+    keys = ("mlc_loss", "mlc_loss_shuffled", "mlc_floor", "mlc_ceiling", "collinearity", "collinearity_shuffled")
     for name, d in diagnostics.items():
-        losses = [f"{d[key]:.3f}" for key in ("mlc_loss", "mlc_loss_shuffled", "mlc_floor", "mlc_ceiling")]
-        shares = [f"{d[key]:.3f}" for key in ("collinearity", "collinearity_shuffled")]
-        rows.append([name, *losses, *shares, figure(mean(d["retrieval"].values())), figure(d["retrieval_chance"])])
+        retrieval = [figure(mean(d["retrieval"].values())), figure(d["retrieval_chance"])]
+        rows.append([name, *[figure(d[key], decimals=3) for key in keys], *retrieval])
     return aligned_text(rows)
 
 
@@ -174,7 +170,7 @@ def safety_report(
     more_notes: list[str] = (),
 ) -> str:  # fmt: skip
     """The whole report as text. comparisons: {other model: `metrics.compare`} of the first model with it."""
-    first, aligned = next(iter(summaries)), aligned_of(list(summaries.values()))
+    first, aligned = next(iter(summaries)), aligned_of(summaries.values())
     parts = [f"verdicts by: {', '.join(judges)}", text_table(summaries), LEGEND]
     found = [line for name, summary in summaries.items() for line in notes(name, summary)]
     found += [f"note: {line}" for line in more_notes]
@@ -194,23 +190,17 @@ def safety_report(
 def markdown_tables(runs: dict[str, list[dict]]) -> str:
     """Two Markdown tables over several seeds, strict rate by language and the rest: mean ± standard deviation."""
     firsts = [summaries[0] for summaries in runs.values()]
-    by_language = [
-        (code, starred(code, aligned_of(firsts)).replace("*", "\\*"), lambda s, code=code: s["strict"][code])
-        for code in languages_of(firsts)
-    ]
-    others = [(key, title, lambda s, key=key: s[key]) for key, title in FIGURES]
-    tables = []
-    for columns in (by_language, others):
-        rows = [
-            [name, *[mean_and_spread([pick(s) for s in summaries], key) for key, _, pick in columns]]
-            for name, summaries in runs.items()
-        ]
-        tables.append(markdown_table(["", *[title for _, title, _ in columns]], rows))
-    return "\n\n".join(tables)
+    codes, rates, others = languages_of(firsts), [], []
+    for name, own in runs.items():
+        rates.append([name, *[mean_and_spread([s["strict"][code] for s in own]) for code in codes]])
+        others.append([name, *[mean_and_spread([s[key] for s in own], key) for key in FIGURES]])
+    stars = [starred(code, aligned_of(firsts)).replace("*", "\\*") for code in codes]
+    return "\n\n".join([markdown_table(["", *stars], rates), markdown_table(["", *FIGURES.values()], others)])
 
 
 def markdown_table(titles: list[str], rows: list[list[str]]) -> str:
-    """
+    """Titles and rows of cells as Markdown.
+
     >>> print(markdown_table(["", "n"], [["zh", "10"]]))
     |  | n |
     |---|---|
@@ -220,8 +210,8 @@ def markdown_table(titles: list[str], rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "|---" * len(titles) + "|", *lines[1:]])
 
 
-def mean_and_spread(values: list[float | None], name: str) -> str:
-    """ "mean ± sample standard deviation" as far as there is any; "–" if one seed has no figure."""
+def mean_and_spread(values: list[float | None], name: str = "") -> str:
+    """Mean ± sample standard deviation, as far as there is any; "–" if one seed has no figure."""
     if None in values:
         return "–"
     spread = f" ± {figure(stdev(values), name)}" if max(values) > min(values) else ""
