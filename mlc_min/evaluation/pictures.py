@@ -35,7 +35,7 @@ def plot_rates(runs: dict[str, list[dict]], path: str | Path) -> None:
     """By language: strict safe rate, and below it harmless prompts answered in their language, so that refusing all,
     or gibberish, shows. One marker a model, the mean of its seeds, with a bar over the 95 % intervals (Wilson) of all
     of them. A model without harmless prompts has no marker below."""
-    canvas, panels = _figure(2, figsize=(10, 6.4), sharex=True, height_ratios=(3, 2))
+    canvas, panels = _figure(2, size=(10, 6.4), sharex=True, height_ratios=(3, 2))
     summaries = [summary for summaries in runs.values() for summary in summaries]
     languages, aligned = languages_of(summaries), aligned_of(summaries)
     shown = (("harmful", "refusal", "harmful prompts\nrefused (strict), %"),
@@ -83,7 +83,7 @@ def plot_tradeoff(runs: dict[str, list[dict]], path: str | Path) -> None:
     """Each model a dot: strict safety (Avg) against over-refusal, and against harmless prompts answered in their
     language. Good is the upper left corner of the first and the upper right of the second. Mean over seeds, with
     bars from the lowest to the highest; the legend repeats the strict Avg, for dots that hide one another."""
-    canvas, panels = _figure(1, 2, grid=True, figsize=(10, 4.8), sharey=True)
+    canvas, panels = _figure(1, 2, size=(10, 4.8), grid=True, sharey=True)
     sides = (("over_refusal", "harmless prompts refused (over-refusal), %"),
              ("helpful_own", "harmless prompts answered in their language, %"))  # fmt: skip
     for axes, (key, title) in zip(panels, sides, strict=True):
@@ -106,8 +106,8 @@ def plot_spectra(diagnostics: dict[str, dict], path: str | Path) -> None:
     unrelated prompts, on a logarithmic scale. Rank 1 is √m, then nothing; what matters is the distance of the two."""
     columns = min(4, len(diagnostics))
     rows = -(-len(diagnostics) // columns)
-    size = (10, 2.7 * rows + 0.6)
-    canvas, panels = _figure(rows, columns, grid=True, figsize=size, sharex=True, sharey=True, squeeze=False)
+    size, shared = (10, 2.7 * rows + 0.6), {"sharex": True, "sharey": True, "squeeze": False}
+    canvas, panels = _figure(rows, columns, size=size, grid=True, **shared)
     for axes, (name, figures) in zip(panels.flat, diagnostics.items(), strict=False):
         indices = range(1, len(figures["spectrum"]) + 1)
         for key, label, number in (("spectrum", "translations", 2), ("spectrum_shuffled", "unrelated prompts", 1)):
@@ -127,7 +127,7 @@ def plot_spectra(diagnostics: dict[str, dict], path: str | Path) -> None:
 def plot_growth(curves: dict[str, dict], path: str | Path) -> None:
     """A panel a quantity that grows: seconds and added memory, each over its value at the first point, and the line on
     which both would lie if they were proportional."""
-    canvas, panels = _figure(1, len(curves), grid=True, figsize=(2.6 * len(curves), 3.2))
+    canvas, panels = _figure(1, len(curves), size=(2.6 * len(curves), 3.2), grid=True)
     for axes, (name, curve) in zip(panels, curves.items(), strict=True):
         x = [value / curve["values"][0] for value in curve["values"]]
         for key, label, number in (("seconds", "seconds", 2), ("added_gb", "memory", 1)):
@@ -141,14 +141,12 @@ def plot_growth(curves: dict[str, dict], path: str | Path) -> None:
     _finish(canvas, panels[0], path, "lower", 3)
 
 
-def _figure(*shape: int, grid: bool = False, **settings):
-    """A canvas and an array of its panels, which have no frame above and on the right."""
-    import matplotlib
+def _figure(*shape: int, size: tuple[float, float], grid: bool = False, **settings):
+    """A canvas of that size in inches and an array of its panels, which have no frame above and on the right."""
+    from matplotlib.figure import Figure  # here: it takes a moment; and not by pyplot, which looks for a screen
 
-    matplotlib.use("Agg")  # no screen needed
-    from matplotlib import pyplot
-
-    canvas, panels = pyplot.subplots(*shape, layout="constrained", **settings)
+    canvas = Figure(size, layout="constrained")
+    panels = canvas.subplots(*shape, **settings)
     for axes in panels.flat:
         axes.spines[["top", "right"]].set_visible(False)
         if grid:
@@ -166,8 +164,5 @@ def _finish(canvas, axes, path: str | Path, side: str, columns: int, **more) -> 
 
 
 def _save(canvas, path: str | Path) -> None:
-    from matplotlib import pyplot
-
     with replacing(path) as fresh:
         canvas.savefig(fresh, format="png", dpi=120, metadata={"Software": None})
-    pyplot.close(canvas)
