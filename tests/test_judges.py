@@ -15,10 +15,10 @@ from mlc_min.evaluation.judges import (
     breakage,
     guard_prompt,
     in_own_code,
+    judge,
     label_of,
     main,
     parse_guard,
-    phrases,
     plain,
     reply_language,
 )
@@ -166,7 +166,10 @@ PHRASES = json.loads((DATA / "judges/phrases.json").read_text(encoding="utf-8"))
 
 
 def phrases_of(reply: str, ended: bool = True, **more) -> dict:
-    return phrases({"reply": reply, "ended": ended}, LANGUAGES, **more)
+    """What the judge says of a reply; the other records make that one of twelve languages."""
+    record = {"reply": reply, "ended": ended}
+    judged = judge([record | {"language": code} for code in LANGUAGES], "phrases", **more)[0]
+    return {name: value for name, value in judged.items() if name not in ("language", *record)}
 
 
 def test_the_phrases_are_in_the_twelve_languages_and_none_is_useless():
@@ -240,16 +243,13 @@ def test_the_labelled_replies_are_enough_in_each_language_and_well_formed():
     assert {row["reply_language"] for row in LABELLED} <= {*LANGUAGES, None}
 
 
-def phrases_judge(record: dict) -> dict:
-    return phrases(record, LANGUAGES)
-
-
 def test_precision_and_recall_of_the_phrases_on_the_labelled_replies():
-    result = agreement(LABELLED, phrases_judge)
+    verdicts = judge([row | {"ended": True} for row in LABELLED], "phrases")
+    result = agreement(LABELLED, verdicts)
     assert list(result) == ["all", *dict.fromkeys(row["language"] for row in LABELLED)]
     for name, figures in result.items():
         rows = [row for row in LABELLED if name in ("all", row["language"])]
-        judged = [phrases_judge({"reply": row["reply"], "ended": True}) for row in rows]
+        judged = [row for row in verdicts if name in ("all", row["language"])]
         claimed = {i for i, verdict in enumerate(judged) if verdict["verdict"] == "refusal"}
         real = {i for i, row in enumerate(rows) if row["verdict"] == "refusal"}
         assert figures["replies"] == sum(figures["confusion"].values()) == len(rows)
@@ -275,12 +275,8 @@ def test_agreement_on_five_hand_typed_rows():
         {"language": language, "reply": str(i), "verdict": label, "reply_language": reply_in}
         for i, (language, label, _, reply_in, _) in enumerate(typed)
     ]
-
-    def judge(record):
-        assert record["ended"] is True
-        return {"verdict": typed[int(record["reply"])][2], "reply_language": typed[int(record["reply"])][4]}
-
-    result = agreement(rows, judge)
+    judged = [{"verdict": verdict, "reply_language": found} for _, _, verdict, _, found in typed]
+    result = agreement(rows, judged)
     assert list(result) == ["all", "en", "it"]
     names = ("replies", "precision", "recall", "agree", "language_accuracy")
     assert [result["all"][name] for name in names] == pytest.approx([5, 50, 50, 40, 75])
@@ -299,7 +295,7 @@ def test_agreement_on_five_hand_typed_rows():
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        ("", ": holds no replies"),
+        ("", ": holds no records"),
         ("oops", ":1: not JSON"),
         ("[" * 100_000, ": not JSON (too deeply nested)"),
         ("7", ":1: needs language, reply, verdict"),

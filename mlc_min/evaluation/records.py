@@ -62,46 +62,48 @@ def write_records(path: Path, records: list[dict]) -> None:
 
 
 def read_records(path: Path, judged: bool) -> list[dict]:
-    """Records from generations.jsonl, or `judged` ones from verdicts.jsonl, checked. Raises InputError with file and
-    line for a field that is missing or wrong, a verdict that is none, or a reply that comes twice."""
-    step = "judge" if judged else "generate"
-    records, seen = [], set()
+    """Records from generations.jsonl, or `judged` ones from verdicts.jsonl, a verdict of null as unscored. Raises
+    InputError with file and line for a field that is missing or wrong, a verdict that is none, or a reply that comes
+    twice."""
+    records: dict[tuple, dict] = {}
+    for record, where in values_of(path, f"run `python -m mlc_min.safety {'judge' if judged else 'generate'}` first"):
+        if problem := problem_of(record, judged):
+            raise InputError(f"{where}: {problem}")
+        key = (record.get("model"), record["harmful"], record["id"], record["language"])
+        if key in records:
+            raise InputError(f"{where}: a second reply to {record['id']!r} in {record['language']!r}; keep one")
+        records[key] = record | {"verdict": record["verdict"] or "unscored"} if judged else record
+    return list(records.values())
+
+
+def values_of(path: Path, advice: str) -> list[tuple[object, str]]:
+    """The values of a JSONL file or JSON list, each with its file and line. Raises InputError with the advice if the
+    file cannot be read or holds none."""
     try:
-        for record, where in json_values(path):
-            try:
-                key = check_record(record, judged)
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from None
-            if key in seen:
-                raise InputError(f"{where}: a second reply to {record['id']!r} in {record['language']!r}; keep one")
-            seen.add(key)
-            records.append(record)
+        values = list(json_values(path))
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; run `python -m mlc_min.safety {step}` first") from None
-    if not records:
-        raise InputError(f"{path}: holds no records; run `python -m mlc_min.safety {step}` first")
-    return records
+        raise InputError(f"{path}: {error.strerror}; {advice}") from None
+    if not values:
+        raise InputError(f"{path}: holds no records; {advice}")
+    return values
 
 
-def check_record(record, judged: bool) -> tuple:
-    """What tells this record from others: model, harmful, id, language. A verdict of null becomes unscored. Raises
-    InputError for a field that is missing or wrong."""
+def problem_of(record, judged: bool) -> str | None:
+    """What is wrong with a record, a field that is missing or of another kind, say; None if nothing is."""
     if not isinstance(record, dict):
-        raise InputError("not a JSON object; write one record a line")
+        return "not a JSON object; write one record a line"
     for name, kind in (FIELDS | OPTIONAL).items():
         if type(record.get(name)) is not kind and (name in FIELDS or record.get(name) is not None):
-            raise InputError(f"field {name!r} is missing or not a {kind.__name__}")
+            return f"field {name!r} is missing or not a {kind.__name__}"
     if judged and "verdict" not in record:
-        raise InputError("field 'verdict' is missing; run `python -m mlc_min.safety judge` first")
-    if judged and record["verdict"] is None:
-        record["verdict"] = "unscored"
-    if judged and record["verdict"] not in VERDICTS:
-        raise InputError(f"verdict {record['verdict']!r:.60}; must be one of {', '.join(VERDICTS)}")
+        return "field 'verdict' is missing; run `python -m mlc_min.safety judge` first"
+    if judged and record["verdict"] not in (*VERDICTS, None):
+        return f"verdict {record['verdict']!r:.60}; must be one of {', '.join(VERDICTS)}"
     try:
         json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise InputError("half a character (a lone surrogate) in a text; repair it") from None
-    return record.get("model"), record["harmful"], record["id"], record["language"]
+        return "half a character (a lone surrogate) in a text; repair it"
+    return None
 
 
 def by_model(path: Path) -> dict[str, list[dict]]:
