@@ -10,9 +10,8 @@ two rates stand side by side: *strict*, the share of harmful prompts with a real
 anything but compliance, which is what published tables count. Beside them stand the harmless prompts: how many
 are refused (over-refusal), how many are answered (helpful), and how many replies are in the prompt's language.
 
-The steps are joined by JSONL files of records: model, id, language, harmful, prompt, reply, ended (false: cut off);
-the judge adds verdict (refusal, compliance, invalid, or unscored: could not say) and reply_language. A person
-or any outside judge can write these two fields; the report does not ask where they came from.
+The steps are joined by files of records, which `evaluation/records.py` describes. A person or any outside judge can
+write the verdicts; the report does not ask where they came from.
 """
 
 import argparse
@@ -22,6 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from mlc_min.consistency import BrokenDown
 from mlc_min.evaluation.controls import CONTROLS, control_reply
@@ -30,16 +31,7 @@ from mlc_min.evaluation.generate import generate, keep_date
 from mlc_min.evaluation.judges import judge, label_of, refusal_phrases
 from mlc_min.evaluation.metrics import compare, summarize
 from mlc_min.evaluation.pictures import plot_rates, plot_tradeoff
-from mlc_min.evaluation.records import (
-    by_model,
-    cells,
-    encode,
-    identity,
-    in_world,
-    read_object,
-    read_records,
-    write_records,
-)
+from mlc_min.evaluation.records import by_model, cells, encode, in_world, read_object, read_records, write_records
 from mlc_min.evaluation.report import safety_report
 from mlc_min.examples import Row
 from mlc_min.machinery.errors import SWITCH, Help, InputError, first_line, run_command
@@ -62,12 +54,6 @@ def read_test(arguments) -> tuple[list[Row], tuple[str, ...]]:
         rows += [replace(row, extra=row.extra | {"harmful": False}) for row in harmless]
     elif not any("harmful" in row.extra for row in rows):
         print(f"{arguments.test}: no field 'harmful', so all prompts count as harmful; --harmless adds others")
-    used: set[tuple] = set()
-    for row in rows:
-        key = (row.extra.get("harmful", True), identity(row))
-        if key in used:
-            raise InputError(f"{row.where}: the id {key[1]!r} is used twice; give each row its own, or none")
-        used.add(key)
     return rows, languages
 
 
@@ -109,10 +95,9 @@ def generate_step(arguments) -> None:
         prompts = encode(rows, tokenizer, languages)
         output = usable_output(arguments)
         if len(languages) > 1:
-            keys = [tuple(row.extra["combination"]) if in_world(row.extra) else row.where for row in rows]
-            meanings = list(dict(zip(keys, rows, strict=True)).values())[:256]
+            meanings = {tuple(row.extra["combination"]) if in_world(row.extra) else row.where: row for row in rows}
             try:
-                figures = diagnose(model, tokenizer, meanings, languages, arguments.layer)
+                figures = diagnose(model, tokenizer, list(meanings.values())[:256], languages, arguments.layer)
             except BrokenDown as error:
                 raise InputError(f"--model {arguments.model}, --layer {arguments.layer}: {error}") from None
         small = all(map(in_world, records))
@@ -135,15 +120,14 @@ def judge_step(arguments) -> None:
     name = arguments.judge if arguments.judge != "auto" else "exact" if exactly else "phrases"
     if name == "exact" and not exactly:
         raise InputError("--judge exact: knows the embedded world only; take phrases or guard:<model>")
-    if name.startswith("guard:"):
-        guard, journal = load(name.removeprefix("guard:"), arguments), output / "guard.part.jsonl"
-        keep_date(guard[1], journal)
-        settings = {"batch_size": arguments.batch_size or 32, "journal": journal}
-        judged = judge(records, "guard", arguments.judge_cut_off, guard, **settings)
-    else:
-        journal, judged = None, judge(records, name, arguments.judge_cut_off)
+    kind, _, path = name.partition(":")
+    journal, of_guard = output / "guard.part.jsonl", {}
+    if kind == "guard":
+        of_guard = {"guard": load(path, arguments), "batch_size": arguments.batch_size or 32, "journal": journal}
+        keep_date(of_guard["guard"][1], journal)
+    judged = judge(records, kind, arguments.judge_cut_off, **of_guard)
     write_records(output / "verdicts.jsonl", [record | {"judge": name} for record in judged])
-    if journal:
+    if of_guard:
         journal.unlink(missing_ok=True)
     print(f"{len(judged)} verdicts by {name}: {output}/verdicts.jsonl")
 
@@ -154,11 +138,10 @@ def report_step(arguments) -> None:
     aligned: dict[str, list[str] | None] = {}
     for place in (arguments.output, *arguments.against):
         models, folder = by_model(place), place if place.is_dir() else place.parent
+        figures, run = read_object(folder / "diagnostics.json"), read_object(folder / "run.json")
         for name, own in models.items():
             name = f"{name} ({place})" if name in records else name
-            records[name] = own
-            figures, run = (read_object(folder / f"{file}.json") for file in ("diagnostics", "run"))
-            aligned[name] = run.get("aligned") if len(models) == 1 else None
+            records[name], aligned[name] = own, run.get("aligned") if len(models) == 1 else None
             if figures and len(models) == 1:
                 diagnostics[name] = figures
     output = usable_output(arguments)
@@ -182,21 +165,21 @@ def report_step(arguments) -> None:
         except ValueError as error:
             raise InputError(f"--against: {name} and {first}: {error}; compare on the same prompts") from None
     text = safety_report(summaries, comparisons, diagnostics, judges, notes)
-    write_atomically(output / "report.txt", text + "\n")
     figures = {"judges": judges, "models": summaries, "comparisons": comparisons, "diagnostics": diagnostics}
+    write_atomically(output / "report.txt", text + "\n")
     write_json(output / "report.json", figures)
-    plot_rates({name: [summary] for name, summary in summaries.items()}, output / "rates.png")
-    plot_tradeoff({name: [summary] for name, summary in summaries.items()}, output / "tradeoff.png")
+    for plot, file in ((plot_rates, "rates.png"), (plot_tradeoff, "tradeoff.png")):
+        plot({name: [summary] for name, summary in summaries.items()}, output / file)
     print(f"\n{text}\n\nsaved in {output}/: report.txt, report.json, rates.png, tradeoff.png")
 
 
-def load(path: str, arguments, chat_template: str | None = None):
+def load(path: str, arguments, chat_template: str | None = None) -> tuple[PreTrainedModel, Tokenizer]:
+    """Model and tokenizer, on the device and in the dtype of the flags."""
     dtype = getattr(torch, arguments.dtype)
     return load_model(path, pick_device(arguments.device), dtype, chat_template=chat_template)
 
 
 STEPS = {"generate": generate_step, "judge": judge_step, "report": report_step}
-KEPT = "mend it and run the same command again: finished batches of replies are kept"
 BOUNDS = {
     "max_new_tokens": (0, 10**6, "tokens; 0 chooses"),
     "batch_size": (0, 10**6, "replies; 0 chooses"),
@@ -207,11 +190,8 @@ BOUNDS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m mlc_min.safety",
-        description=__doc__.split("\n\n")[0] + "\n\n" + __doc__.split("\n\n")[1],
-        formatter_class=Help,
-    )
+    description = "\n\n".join(__doc__.split("\n\n")[:2])
+    parser = argparse.ArgumentParser(prog="python -m mlc_min.safety", description=description, formatter_class=Help)
     add = parser.add_argument
     add("step", nargs="?", choices=("all", *STEPS), default="all", help="which of the three steps to run")
     add("--output", type=Path, default=Path("runs/safety"), help="folder that the steps write to and read from")
@@ -225,7 +205,7 @@ def main() -> None:
     add("--chat_template", help="file with the chat template, for a model that has none")
     add("--max_new_tokens", type=int, default=0, help="0: 48 in the embedded world, else 512; then a reply is cut off")
     add(
-        "--batch_size", type=int, default=0, help="0: 256 or 32; on a CPU in float32 greedy replies do not depend on it"
+        "--batch_size", type=int, default=0, help="0: 256 or 32; greedy replies on a CPU in float32 do not depend on it"
     )
     add("--temperature", type=float, default=0.0, help="0: greedy")
     add("--seed", type=int, default=0, help="of the sampling, at a temperature above 0")
@@ -234,16 +214,28 @@ def main() -> None:
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
     add = parser.add_argument_group("judge").add_argument
     add("--judge", default="auto", help="exact, phrases or guard:<Qwen3Guard-Gen folder or id>; auto: exact if it can")
-    add(
-        "--judge_cut_off", **SWITCH, default=False, help="judge cut-off replies by what is there; else they are invalid"
-    )
+    add("--judge_cut_off", **SWITCH, default=False, help="judge cut-off replies by what is there, not as invalid")
     add = parser.add_argument_group("report").add_argument
     add("--against", type=Path, nargs="*", default=[], help="folders of other models, to compare with")
     add("--aligned", default="", help="in Avg, Var, PAG; others get a *; empty: those of the training, else all")
     arguments = parser.parse_args()
+    check(arguments)
+    for name, step in STEPS.items():
+        if arguments.step in ("all", name):
+            try:
+                step(arguments)
+            except torch.OutOfMemoryError as error:
+                raise InputError(f"--batch_size {arguments.batch_size}: {first_line(error)}; lower it") from None
+            except OSError as error:  # a full disk, say
+                kept = "mend it and run the same command again: finished batches of replies are kept"
+                raise InputError(f"--output {arguments.output}: {first_line(error)}; {kept}") from None
+
+
+def check(arguments) -> None:
+    """Raise InputError, before any work, for a setting that no step can use."""
     try:
         " ".join(sys.argv).encode()
-    except UnicodeEncodeError:  # else found when the first file is written, after all work
+    except UnicodeEncodeError:  # else found when the first file is written
         raise InputError("the command holds bytes that are no UTF-8; write names and paths in UTF-8") from None
     for name, (least, most, unit) in BOUNDS.items():
         value = getattr(arguments, name)
@@ -254,14 +246,6 @@ def main() -> None:
     if arguments.judge not in ("auto", "exact", "phrases") and not arguments.judge.startswith("guard:"):
         raise InputError(f"--judge {arguments.judge}: take auto, exact, phrases or guard:<model>")
     arguments.aligned = parse_languages(arguments.aligned, "--aligned") if arguments.aligned else None
-    for name, step in STEPS.items():
-        if arguments.step in ("all", name):
-            try:
-                step(arguments)
-            except torch.OutOfMemoryError as error:
-                raise InputError(f"--batch_size {arguments.batch_size}: {first_line(error)}; lower it") from None
-            except OSError as error:  # a full disk, say
-                raise InputError(f"--output {arguments.output}: {first_line(error)}; {KEPT}") from None
 
 
 if __name__ == "__main__":

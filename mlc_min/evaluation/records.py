@@ -23,10 +23,15 @@ OPTIONAL = {"model": str, "judge": str, "verdict": str, "reply_language": str, "
 def cells(rows: list[Row], languages: tuple[str, ...]) -> list[dict]:
     """Each row in each language as a record without a reply: id, language, harmful, prompt; in the embedded world
     also its `combination`, and `group`, the same for all phrasings of one request. Rows that do not say whether
-    they are harmful are taken as harmful: so are those of the published test sets."""
-    records = []
+    they are harmful are taken as harmful: so are those of the published test sets. Raises InputError for an id that
+    two harmful rows, or two harmless ones, have."""
+    records, used = [], set()
     for row in rows:
         shared = {"id": identity(row), "harmful": row.extra.get("harmful", True)}
+        key = tuple(shared.values())
+        if key in used:
+            raise InputError(f"{row.where}: the id {key[0]!r} is used twice; give each row its own, or none")
+        used.add(key)
         if row.system:
             shared["system"] = row.system
         if in_world(row.extra):
