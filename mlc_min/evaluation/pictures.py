@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import mean
 
 from mlc_min.evaluation.metrics import percent, scored, wilson
-from mlc_min.evaluation.report import aligned_of, languages_of
 from mlc_min.machinery.files import replacing
 
 STYLES = (("#777777", "o"), ("#E69F00", "s"), ("#0072B2", "D"), ("#D55E00", "X"), ("#009E73", "^"), ("#CC79A7", "v"),
@@ -37,7 +36,8 @@ def plot_rates(runs: dict[str, list[dict]], path: str | Path) -> None:
     of them. A model without harmless prompts has no marker below."""
     canvas, panels = _figure(2, size=(10, 6.4), sharex=True, height_ratios=(3, 2))
     summaries = [summary for summaries in runs.values() for summary in summaries]
-    languages, aligned = languages_of(summaries), aligned_of(summaries)
+    languages = list(dict.fromkeys(code for summary in summaries for code in summary["strict"]))
+    aligned = summaries[0]["aligned"]
     shown = (("harmful", "refusal", "harmful prompts\nrefused (strict), %"),
              ("harmless", "answered_in_language", "harmless prompts answered\nin their language, %"))  # fmt: skip
     for axes, (kind, counted, title) in zip(panels, shown, strict=True):

@@ -21,13 +21,16 @@ OPTIONAL = {"model": str, "judge": str, "verdict": str, "reply_language": str, "
 
 
 def cells(rows: list[Row], languages: tuple[str, ...]) -> list[dict]:
-    """Each row in each language as a record without a reply: id, language, harmful, prompt; in the embedded world
+    """Each row in each language as a record without a reply: id (its own if it has one, else its file and line),
+    language, harmful, prompt; in the embedded world
     also its `combination`, and `group`, the same for all phrasings of one request. Rows that do not say whether
     they are harmful are taken as harmful: so are those of the published test sets. Raises InputError for an id that
     two harmful rows, or two harmless ones, have."""
     records, used = [], set()
     for row in rows:
-        shared = {"id": identity(row), "harmful": row.extra.get("harmful", True)}
+        own = row.extra.get("id")
+        name = Path(row.where).name if own in (None, "") or own != own else str(own)  # only NaN is not itself
+        shared = {"id": name, "harmful": row.extra.get("harmful", True)}
         key = tuple(shared.values())
         if key in used:
             raise InputError(f"{row.where}: the id {key[0]!r} is used twice; give each row its own, or none")
@@ -48,12 +51,6 @@ def encode(rows: list[Row], tokenizer: Tokenizer, languages: tuple[str, ...]) ->
         return [ids for row in rows for ids in encode_row_prompts(row, tokenizer, languages).values()]
     except ValueError as error:
         raise InputError(first_line(error)) from None
-
-
-def identity(row: Row) -> str:
-    """The row's own id if it has one, else its file and line."""
-    own = row.extra.get("id")
-    return Path(row.where).name if own in (None, "") or own != own else str(own)  # only NaN is not itself
 
 
 def in_world(fields: dict) -> bool:

@@ -1,9 +1,10 @@
 """Tables from the summaries that `metrics.summarize` makes (and the JSON files that hold them)."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from statistics import mean, stdev
 
 from mlc_min.evaluation.metrics import percent, scored
+from mlc_min.evaluation.records import VERDICTS
 
 FIGURES = {"avg": "Avg", "lenient_avg": "lenient", "var": "Var", "pag": "PAG", "unseen_avg": "unseen",
            "over_refusal": "over-ref", "helpful": "helpful", "in_language": "in-lang",
@@ -51,24 +52,54 @@ def starred(code: str, aligned: Collection[str]) -> str:
     return code if code in aligned else f"{code}*"
 
 
-def aligned_of(summaries: Iterable[dict]) -> Collection[str]:
-    """The aligned languages, the same for all models of a table."""
-    return next(iter(summaries))["aligned"]
+def tables_of(runs: dict[str, list[dict]], decimals: int) -> tuple[list[list[str]], list[list[str]]]:
+    """Rows of cells, titles first, of two tables: strict rate by language, with so many decimals, and `FIGURES`. A row
+    is a model (name -> summaries, one a seed): mean ± sample standard deviation, as far as there is any."""
+    firsts = [own[0] for own in runs.values()]
+    codes = list(dict.fromkeys(code for summary in firsts for code in summary["strict"]))
+    rates = [["", *[starred(code, firsts[0]["aligned"]) for code in codes]]]
+    figures = [["", *FIGURES.values()]]
+    for name, own in runs.items():
+        rates.append([name, *[mean_and_spread([s["strict"].get(code) for s in own], "", decimals) for code in codes]])
+        figures.append([name, *[mean_and_spread([s[key] for s in own], key) for key in FIGURES]])
+    return rates, figures
 
 
-def languages_of(summaries: Iterable[dict]) -> list[str]:
-    """Those of all models, in the order of the first that has them."""
-    return list(dict.fromkeys(code for summary in summaries for code in summary["strict"]))
+def mean_and_spread(values: list[float | None], name: str = "", decimals: int = 1) -> str:
+    """Mean and spread of one figure; "–" if one seed has none.
+
+    >>> mean_and_spread([1.0, 2.0]), mean_and_spread([1.0, 1.0]), mean_and_spread([1.0, None])
+    ('1.5 ± 0.7', '1.0', '–')
+    """
+    if None in values:
+        return "–"
+    spread = f" ± {figure(stdev(values), name, decimals)}" if max(values) > min(values) else ""
+    return figure(mean(values), name, decimals) + spread
 
 
 def text_table(summaries: dict[str, dict]) -> str:
     """Aligned plain text: a row per model (name -> summary), columns as `LEGEND` says."""
-    languages, aligned = languages_of(summaries.values()), aligned_of(summaries.values())
-    rows = [["", *[starred(code, aligned) for code in languages], *FIGURES.values()]]
-    for name, summary in summaries.items():
-        rates = [figure(summary["strict"].get(code), decimals=0) for code in languages]
-        rows.append([name, *rates, *[figure(summary[key], key) for key in FIGURES]])
-    return aligned_text(rows)
+    rates, figures = tables_of({name: [summary] for name, summary in summaries.items()}, decimals=0)
+    return aligned_text([left + right[1:] for left, right in zip(rates, figures, strict=True)])
+
+
+def markdown_tables(runs: dict[str, list[dict]]) -> str:
+    """Two Markdown tables over several seeds, strict rate by language and the rest: mean ± standard deviation."""
+    rates, figures = tables_of(runs, decimals=1)
+    stars = [title.replace("*", "\\*") for title in rates[0]]
+    return f"{markdown_table(stars, rates[1:])}\n\n{markdown_table(figures[0], figures[1:])}"
+
+
+def markdown_table(titles: list[str], rows: list[list[str]]) -> str:
+    """Titles and rows of cells as Markdown.
+
+    >>> print(markdown_table(["", "n"], [["zh", "10"]]))
+    |  | n |
+    |---|---|
+    | zh | 10 |
+    """
+    lines = ["| " + " | ".join(cells) + " |" for cells in (titles, *rows)]
+    return "\n".join([lines[0], "|---" * len(titles) + "|", *lines[1:]])
 
 
 def language_table(summary: dict) -> str:
@@ -79,33 +110,15 @@ def language_table(summary: dict) -> str:
     for code, kinds in summary["counts"].items():
         harmful, harmless = kinds["harmful"], kinds["harmless"]
         both = {name: harmful[name] + harmless[name] for name in harmful}
-        row = [starred(code, summary["aligned"]), verdicts(harmful)]
+        of_harmful, of_harmless = ("/".join(str(cell[verdict]) for verdict in VERDICTS) for cell in (harmful, harmless))
+        row = [starred(code, summary["aligned"]), of_harmful]
         for kind in ("strict", "lenient"):
             interval = summary[f"{kind}_interval"][code]
             row += [figure(summary[kind][code]), "–" if interval is None else f"{interval[0]:.0f}–{interval[1]:.0f}"]
-        judged = scored(harmless)
-        row += [verdicts(harmless), share(harmless["refusal"], judged), share(harmless["answered"], judged)]
-        row += [share(both["in_language"], both["language_known"]), share(both["cut_off"], both["prompts"])]
-        rows.append(row)
+        shares = [(harmless["refusal"], scored(harmless)), (harmless["answered"], scored(harmless))]
+        shares += [(both["in_language"], both["language_known"]), (both["cut_off"], both["prompts"])]
+        rows.append([*row, of_harmless, *[figure(percent(part, whole)) for part, whole in shares]])
     return aligned_text(rows)
-
-
-def verdicts(cell: dict[str, int]) -> str:
-    """How many replies have each verdict.
-
-    >>> verdicts({"refusal": 76, "compliance": 23, "invalid": 1, "unscored": 0})
-    '76/23/1/0'
-    """
-    return "/".join(str(cell[name]) for name in ("refusal", "compliance", "invalid", "unscored"))
-
-
-def share(part: int, whole: int) -> str:
-    """In percent; "–" for an empty denominator, never 0 or 100.
-
-    >>> share(1, 3), share(0, 0)
-    ('33.3', '–')
-    """
-    return figure(percent(part, whole))
 
 
 def notes(name: str, summary: dict) -> list[str]:
@@ -170,7 +183,7 @@ def safety_report(
     more_notes: list[str] = (),
 ) -> str:  # fmt: skip
     """The whole report as text. comparisons: {other model: `metrics.compare`} of the first model with it."""
-    first, aligned = next(iter(summaries)), aligned_of(summaries.values())
+    first = next(iter(summaries))
     parts = [f"verdicts by: {', '.join(judges)}", text_table(summaries), LEGEND]
     found = [line for name, summary in summaries.items() for line in notes(name, summary)]
     found += [f"note: {line}" for line in more_notes]
@@ -178,41 +191,8 @@ def safety_report(
         parts.append("\n".join(found))
     parts += [f"{name}, by language\n\n{language_table(summary)}" for name, summary in summaries.items()]
     parts.append(VERDICTS_LEGEND)
+    aligned = summaries[first]["aligned"]
     parts += [comparison_table(first, other, comparison, aligned) for other, comparison in comparisons.items()]
     if diagnostics:
         parts += [diagnostics_table(diagnostics), DIAGNOSTICS_LEGEND]
     return "\n\n".join(parts)
-
-
-# --- several seeds ---
-
-
-def markdown_tables(runs: dict[str, list[dict]]) -> str:
-    """Two Markdown tables over several seeds, strict rate by language and the rest: mean ± standard deviation."""
-    firsts = [summaries[0] for summaries in runs.values()]
-    codes, rates, others = languages_of(firsts), [], []
-    for name, own in runs.items():
-        rates.append([name, *[mean_and_spread([s["strict"][code] for s in own]) for code in codes]])
-        others.append([name, *[mean_and_spread([s[key] for s in own], key) for key in FIGURES]])
-    stars = [starred(code, aligned_of(firsts)).replace("*", "\\*") for code in codes]
-    return "\n\n".join([markdown_table(["", *stars], rates), markdown_table(["", *FIGURES.values()], others)])
-
-
-def markdown_table(titles: list[str], rows: list[list[str]]) -> str:
-    """Titles and rows of cells as Markdown.
-
-    >>> print(markdown_table(["", "n"], [["zh", "10"]]))
-    |  | n |
-    |---|---|
-    | zh | 10 |
-    """
-    lines = ["| " + " | ".join(cells) + " |" for cells in (titles, *rows)]
-    return "\n".join([lines[0], "|---" * len(titles) + "|", *lines[1:]])
-
-
-def mean_and_spread(values: list[float | None], name: str = "") -> str:
-    """Mean ± sample standard deviation, as far as there is any; "–" if one seed has no figure."""
-    if None in values:
-        return "–"
-    spread = f" ± {figure(stdev(values), name)}" if max(values) > min(values) else ""
-    return figure(mean(values), name) + spread
