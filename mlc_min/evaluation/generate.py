@@ -32,10 +32,10 @@ def generate(
     temperature, a repetition penalty) are not used: models are compared under the same rule. Sampled replies depend on
     the seed, the batch size and the kind of device: each batch has a random state of its own.
 
-    journal: a file that every finished batch is appended to. If it is there already, batches that it holds whole are
-    not generated again, and the replies are those of a run that was never stopped; the caller deletes it when the
-    result is safe elsewhere. Raises InputError if it was made by another model, from other prompts or with other
-    settings, and for a model whose logits are NaN.
+    journal: a file that every finished batch is appended to. What an earlier run with the same model, prompts and
+    settings has left in it is not generated again, and the replies are those of a run that was never stopped; the
+    caller deletes it when the result is safe elsewhere. Raises InputError if it is of another run, and for a model
+    whose logits are NaN.
     """
     model.eval()
     ends, done = end_tokens(model, tokenizer), {}
@@ -48,9 +48,9 @@ def generate(
         if temperature:
             key |= {"seed": seed, "batch_size": batch_size, "device": model.device.type}
         done = read_journal(journal, key, getattr(tokenizer, "template_date", None))
-    sampling = {} if temperature == 0 else {"do_sample": True, "temperature": temperature, "top_k": 0}
     rule = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
-    rule.update(**sampling)
+    if temperature:
+        rule.update(do_sample=True, temperature=temperature, top_k=0)
     own, model.generation_config = model.generation_config, rule
     try:
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -62,16 +62,14 @@ def generate(
                 torch.manual_seed(int(hashlib.sha256(f"{seed} {start}".encode()).hexdigest()[:16], 16))
             batch = pad([prompts[i] for i in indices], side="left")
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            output = model.generate(**batch)
-            fresh = {}
-            for i, row in zip(indices, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+            tokens = model.generate(**batch)[:, batch["input_ids"].shape[1] :].tolist()
+            for i, row in zip(indices, tokens, strict=True):
                 length = next((n for n, token in enumerate(row) if token in ends), None)
                 reply = tokenizer.decode(row[:length], skip_special_tokens=True)
-                fresh[i] = {"reply": reply, "ended": length is not None}
+                done[i] = {"reply": reply, "ended": length is not None}
             if journal is not None:
                 with open(journal, "a", encoding="utf-8") as file:
-                    file.writelines(json.dumps({"index": i} | r, ensure_ascii=False) + "\n" for i, r in fresh.items())
-            done |= fresh
+                    file.writelines(json.dumps({"index": i} | done[i], ensure_ascii=False) + "\n" for i in indices)
     finally:
         model.generation_config = own
     return [done[i] for i in range(len(prompts))]
@@ -105,10 +103,10 @@ def read_journal(path: Path, key: dict, template_date: date | None) -> dict[int,
         return {}
     try:
         found, *entries = map(json.loads, whole.split(b"\n"))
+        found.pop("date")
         done = {entry["index"]: {"reply": entry["reply"], "ended": entry["ended"]} for entry in entries}
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise InputError(f"{path}: not a whole journal of replies; delete it to start anew") from None
-    found = {name: value for name, value in found.items() if name != "date"} if isinstance(found, dict) else {}
     if found != key:
         other = ", ".join(name for name in {**key, **found} if found.get(name) != key.get(name))
         raise InputError(f"{path}: was begun with other {other}; delete it to start anew, or use another --output")

@@ -48,34 +48,31 @@ def save_run(
     try:
         save_folder(output / "model", write)
     except Exception as error:  # safetensors and tokenizers have errors of their own
-        kept = "the trained weights are lost: there was no room for a checkpoint either"
-        if (output / "checkpoint.pt").exists():
-            kept = (
-                f"{output}/checkpoint.pt has the weights: make room, and the same command with --resume true saves them"
-            )
+        checkpoint = output / "checkpoint.pt"
+        kept = f"{checkpoint} has the weights: make room, and the same command with --resume true saves them"
+        if not checkpoint.exists():
+            kept = "the trained weights are lost: there was no room for a checkpoint either"
         raise InputError(f"{output}/model: cannot be saved ({first_line(error)}); {kept}") from None
 
 
 def model_card(config: TrainConfig, record: dict, history: list[dict]) -> str:
     """README.md of the model: how it was made, how to load it, and what is not known about it."""
-    method = config.method.upper() + (
-        f" + {config.mlc_weight:g} x {config.consistency.upper()}" if config.mlc_weight else ""
-    )
+    consistency = f" + {config.mlc_weight:g} x {config.consistency.upper()}" if config.mlc_weight else ""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    load = f'AutoModelForCausalLM.from_pretrained("{config.output}/model")'
-    if record["settings"]["lora"]:
-        load = f'AutoPeftModelForCausalLM.from_pretrained("{config.output}/model")  # from peft'
+    load, note = "AutoModelForCausalLM", ""
+    if record["settings"]["lora"]:  # 0 there, whatever the flag says, if the adapters have been merged
+        load, note = "AutoPeftModelForCausalLM", "  # from peft"
     last = {name: value for metrics in history for name, value in metrics.items()}
     shown = ("align_loss", "accuracy", "margin", "mlc_floor", "mlc_loss", "mlc_ceiling", "mlc_shuffled", "retrieval")
     figures = "\n".join(f"| {name} | {last[name]:.4g} |" for name in shown if name in last)
     settings = "\n".join(f"| `{name}` | `{value}` |" for name, value in record["settings"].items() if value != "")
-    return f"""# {Path(config.model).name}, aligned with {method}
+    return f"""# {Path(config.model).name}, aligned with {config.method.upper()}{consistency}
 
 Made by mlc_min from `{config.model}` on {record["rows"]["used"]} rows of `{config.train}`, in {config.steps} steps.
 Commit {record["git_commit"]}; {versions}; {record["hardware"]}.
 
 ```python
-model = {load}
+model = {load}.from_pretrained("{config.output}/model"){note}
 ```
 
 `extractor.safetensors`, where there is one, is the linear map of the MLC loss; the model does not need it.
