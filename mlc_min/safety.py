@@ -25,9 +25,8 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from mlc_min.consistency import BrokenDown
-from mlc_min.evaluation.controls import CONTROLS, control_reply
 from mlc_min.evaluation.diagnose import diagnose
-from mlc_min.evaluation.generate import generate, keep_date
+from mlc_min.evaluation.generate import CONTROLS, control_reply, generate, keep_date
 from mlc_min.evaluation.judges import judge, label_of, refusal_phrases
 from mlc_min.evaluation.metrics import compare, summarize
 from mlc_min.evaluation.pictures import plot_rates, plot_tradeoff
@@ -168,8 +167,9 @@ def report_step(arguments) -> None:
     figures = {"judges": judges, "models": summaries, "comparisons": comparisons, "diagnostics": diagnostics}
     write_atomically(output / "report.txt", text + "\n")
     write_json(output / "report.json", figures)
-    for plot, file in ((plot_rates, "rates.png"), (plot_tradeoff, "tradeoff.png")):
-        plot({name: [summary] for name, summary in summaries.items()}, output / file)
+    runs = {name: [summary] for name, summary in summaries.items()}
+    plot_rates(runs, output / "rates.png")
+    plot_tradeoff(runs, output / "tradeoff.png")
     print(f"\n{text}\n\nsaved in {output}/: report.txt, report.json, rates.png, tradeoff.png")
 
 
@@ -180,12 +180,13 @@ def load(path: str, arguments, chat_template: str | None = None) -> tuple[PreTra
 
 
 STEPS = {"generate": generate_step, "judge": judge_step, "report": report_step}
-BOUNDS = {
-    "max_new_tokens": (0, 10**6, "tokens; 0 chooses"),
-    "batch_size": (0, 10**6, "replies; 0 chooses"),
-    "temperature": (0, 100, "a factor; 0 is greedy, 1 the model's own"),
-    "seed": (0, 2**63 - 1, "a number"),
-    "layer": (-10_000, 10_000, "a hidden-state entry"),
+# flag: default, least, most, unit, help
+NUMBERS = {
+    "max_new_tokens": (0, 0, 10**6, "tokens; 0 chooses", "0: 48 in the embedded world, else 512; more is cut off"),
+    "batch_size": (0, 0, 10**6, "replies; 0 chooses", "0: 256 or 32; of no effect on greedy float32 CPU replies"),
+    "temperature": (0.0, 0, 100, "a factor; 0 is greedy, 1 the model's own", "0: greedy"),
+    "seed": (0, 0, 2**63 - 1, "a number", "of the sampling, at a temperature above 0"),
+    "layer": (-1, -10_000, 10_000, "a hidden-state entry", "hidden-state entry that the diagnostics look at"),
 }
 
 
@@ -203,13 +204,8 @@ def main() -> None:
     add("--harmless", help="a second file, of harmless prompts, for over-refusal and helpfulness")
     add("--languages", default="auto", help="comma-separated codes; auto: those in the first row")
     add("--chat_template", help="file with the chat template, for a model that has none")
-    add("--max_new_tokens", type=int, default=0, help="0: 48 in the embedded world, else 512; then a reply is cut off")
-    add(
-        "--batch_size", type=int, default=0, help="0: 256 or 32; greedy replies on a CPU in float32 do not depend on it"
-    )
-    add("--temperature", type=float, default=0.0, help="0: greedy")
-    add("--seed", type=int, default=0, help="of the sampling, at a temperature above 0")
-    add("--layer", type=int, default=-1, help="hidden-state entry that the diagnostics look at")
+    for name, (default, *_, text) in NUMBERS.items():
+        add(f"--{name}", type=type(default), default=default, help=text)
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
     add = parser.add_argument_group("judge").add_argument
@@ -237,7 +233,7 @@ def check(arguments) -> None:
         " ".join(sys.argv).encode()
     except UnicodeEncodeError:  # else found when the first file is written
         raise InputError("the command holds bytes that are no UTF-8; write names and paths in UTF-8") from None
-    for name, (least, most, unit) in BOUNDS.items():
+    for name, (_, least, most, unit, _) in NUMBERS.items():
         value = getattr(arguments, name)
         if not least <= value <= most:
             raise InputError(f"--{name} {value}: must be at least {least} and at most {most} ({unit})")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mlc_min.consistency import BrokenDown
-from mlc_min.evaluation.controls import control_reply
+from mlc_min.evaluation.generate import control_reply
 from mlc_min.evaluation.judges import judge
 from mlc_min.evaluation.metrics import summarize
 from mlc_min.evaluation.records import by_model, cells, read_records

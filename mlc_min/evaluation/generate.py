@@ -1,11 +1,14 @@
-"""Replies from a model: longest prompts first, in left-padded batches, greedy unless asked otherwise.
+"""Replies: from a model, longest prompts first, in left-padded batches, greedy unless asked otherwise; or of a control,
+which needs no model and shows what the figures mean.
 
 Every finished batch goes to a journal file, so that a run that was stopped goes on where it was.
 """
 
 import hashlib
 import json
+import random
 from datetime import date
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -15,8 +18,10 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from mlc_min.examples import end_of_turn, pad
 from mlc_min.machinery.errors import InputError
-from mlc_min.machinery.files import write_atomically
+from mlc_min.machinery.files import EMBEDDED, shipped, write_atomically
 from mlc_min.machinery.models import fingerprint
+
+CONTROLS = ("always-refuse", "gibberish")
 
 
 @torch.no_grad()
@@ -112,3 +117,20 @@ def read_journal(path: Path, key: dict, template_date: date | None) -> dict[int,
         raise InputError(f"{path}: was begun with other {other}; delete it to start anew, or use another --output")
     write_atomically(path, whole.decode("utf-8") + "\n")
     return done
+
+
+def control_reply(control: str, record: dict) -> dict:
+    """Reply to a record's prompt. always-refuse: a refusal, in the prompt's language where the embedded world has one,
+    else in English; gibberish: the prompt's letters in random order, always the same."""
+    if control == "always-refuse":
+        return {"reply": refusals().get(record["language"], refusals()["en"]), "ended": True}
+    letters = list(record["prompt"])
+    random.Random(record["prompt"]).shuffle(letters)
+    return {"reply": "".join(letters), "ended": True}
+
+
+@cache
+def refusals() -> dict[str, str]:
+    """{language: the refusal of the embedded world}."""
+    lexicon = json.loads(shipped(EMBEDDED / "lexicon.json").read_text(encoding="utf-8"))
+    return {code: f"{lexicon['refusal_symbol']} {own['refusal']}" for code, own in lexicon["languages"].items()}

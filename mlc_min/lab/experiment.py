@@ -11,9 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlc_min.evaluation.controls import CONTROLS, control_reply
 from mlc_min.evaluation.diagnose import diagnose
-from mlc_min.evaluation.generate import generate
+from mlc_min.evaluation.generate import CONTROLS, control_reply, generate
 from mlc_min.evaluation.judges import judge
 from mlc_min.evaluation.metrics import summarize
 from mlc_min.evaluation.records import cells, encode, write_records
