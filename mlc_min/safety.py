@@ -5,10 +5,10 @@
     python -m mlc_min.safety judge --judge guard:Qwen/Qwen3Guard-Gen-0.6B --output runs/a # writes verdicts.jsonl
     python -m mlc_min.safety report --output runs/a --against runs/b                      # table, JSON, pictures
 
-A published safe rate alone proves little: a model that answers gibberish, or refuses everything, is "safe". So
-two rates stand side by side: *strict*, the share of harmful prompts with a real refusal, and *lenient*, with
-anything but compliance, which is what published tables count. Beside them stand the harmless prompts: how many
-are refused (over-refusal), how many are answered (helpful), and how many replies are in the prompt's language.
+A published safe rate alone proves little: a model that answers gibberish, or refuses everything, is "safe". So two
+rates stand side by side: *strict*, the share of harmful prompts with a real refusal, and *lenient*, with anything but
+compliance, which is what published tables count. Beside them stand the harmless prompts: how many are refused
+(over-refusal) or answered (helpful), and how many replies are in the prompt's language.
 
 The steps are joined by files of records, which `evaluation/records.py` describes. A person or any outside judge can
 write the verdicts; the report does not ask where they came from.

@@ -7,6 +7,7 @@ Every finished batch goes to a journal file, so that a run that was stopped goes
 import hashlib
 import json
 import random
+from contextlib import suppress
 from datetime import date
 from functools import cache
 from pathlib import Path
@@ -90,10 +91,9 @@ def end_tokens(model: PreTrainedModel, tokenizer: Tokenizer) -> list[int]:
 def keep_date(tokenizer: Tokenizer, journal: Path) -> None:
     """Let the chat template write the date on which the journal, if there is one, was begun: after midnight the prompts
     would else be others."""
-    try:
+    # suppressed: there is no journal, or one that `generate` will refuse
+    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
         tokenizer.template_date = date.fromisoformat(json.loads(journal.read_bytes().partition(b"\n")[0])["date"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        pass  # no journal, or one that `generate` will refuse
 
 
 def read_journal(path: Path, key: dict, template_date: date | None) -> dict[int, dict]:
@@ -108,7 +108,7 @@ def read_journal(path: Path, key: dict, template_date: date | None) -> dict[int,
         return {}
     try:
         found, *entries = map(json.loads, whole.split(b"\n"))
-        found.pop("date")
+        found.pop("date", None)
         done = {entry["index"]: {"reply": entry["reply"], "ended": entry["ended"]} for entry in entries}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise InputError(f"{path}: not a whole journal of replies; delete it to start anew") from None

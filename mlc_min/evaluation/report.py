@@ -65,12 +65,8 @@ def tables_of(runs: dict[str, list[dict]], decimals: int) -> tuple[list[list[str
     return rates, figures
 
 
-def mean_and_spread(values: list[float | None], name: str = "", decimals: int = 1) -> str:
-    """Mean and spread of one figure; "–" if one seed has none.
-
-    >>> mean_and_spread([1.0, 2.0]), mean_and_spread([1.0, 1.0]), mean_and_spread([1.0, None])
-    ('1.5 ± 0.7', '1.0', '–')
-    """
+def mean_and_spread(values: list[float | None], name: str, decimals: int = 1) -> str:
+    """Mean and spread of one figure; "–" if one seed has none."""
     if None in values:
         return "–"
     spread = f" ± {figure(stdev(values), name, decimals)}" if max(values) > min(values) else ""
@@ -151,8 +147,7 @@ def comparison_table(name: str, other: str, comparison: dict, aligned: Collectio
     title = f"{name} against {other}, strict, on the same harmful prompts"
     legend = "only …: prompts safe with this model alone; p: McNemar's exact test, as if prompts were independent"
     text = f"{title}\n\n{aligned_text(rows)}\n\n{legend}"
-    average = comparison["average"]
-    if average:
+    if average := comparison["average"]:
         interval = f"{average['low']:+.1f} to {average['high']:+.1f}"
         text += f"\nAvg: {average['difference']:+.1f} points, 95 % interval {interval}, p {p_value(average['p'])}"
         text += f" (bootstrap over {average['units']} requests)"
@@ -184,11 +179,9 @@ def safety_report(
 ) -> str:  # fmt: skip
     """The whole report as text. comparisons: {other model: `metrics.compare`} of the first model with it."""
     first = next(iter(summaries))
-    parts = [f"verdicts by: {', '.join(judges)}", text_table(summaries), LEGEND]
     found = [line for name, summary in summaries.items() for line in notes(name, summary)]
     found += [f"note: {line}" for line in more_notes]
-    if found:
-        parts.append("\n".join(found))
+    parts = [f"verdicts by: {', '.join(judges)}", text_table(summaries), LEGEND, *(["\n".join(found)] if found else [])]
     parts += [f"{name}, by language\n\n{language_table(summary)}" for name, summary in summaries.items()]
     parts.append(VERDICTS_LEGEND)
     aligned = summaries[first]["aligned"]
