@@ -65,8 +65,7 @@ def write_records(path: Path, records: list[dict]) -> None:
 
 def read_records(path: Path, judged: bool) -> list[dict]:
     """Records from generations.jsonl, or `judged` ones from verdicts.jsonl, a verdict of null as unscored. Raises
-    InputError with file and line for a field that is missing or wrong, a verdict that is none, or a reply that comes
-    twice."""
+    InputError with file and line for what is no record, or a reply that comes twice."""
     records: dict[tuple, dict] = {}
     for record, where in values_of(path, f"run `python -m mlc_min.safety {'judge' if judged else 'generate'}` first"):
         if problem := problem_of(record, judged):

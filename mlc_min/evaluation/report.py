@@ -44,11 +44,7 @@ def aligned_text(rows: list[list[str]]) -> str:
 
 
 def starred(code: str, aligned: Collection[str]) -> str:
-    """The language's code, with a * if no alignment step saw it.
-
-    >>> starred("zh", ["en", "zh"]), starred("ko", ["en", "zh"])
-    ('zh', 'ko*')
-    """
+    """The language's code, with a * if no alignment step saw it."""
     return code if code in aligned else f"{code}*"
 
 
@@ -155,11 +151,7 @@ def comparison_table(name: str, other: str, comparison: dict, aligned: Collectio
 
 
 def p_value(p: float) -> str:
-    """A p-value with three decimals.
-
-    >>> p_value(0.0421), p_value(0.00003)
-    ('0.042', '< 0.001')
-    """
+    """A p-value with three decimals, or < 0.001."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
