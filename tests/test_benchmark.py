@@ -9,17 +9,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mlc_min.lab.benchmark import __main__ as command
 from mlc_min.lab.benchmark import parts
-from mlc_min.lab.benchmark.measure import HighWater, alternate, ratio
+from mlc_min.lab.benchmark.measure import HighWater, alternate, ratios, spread
 from mlc_min.lab.benchmark.workloads import (
     Workload,
-    alignment_operations,
-    consistency_operations,
+    dpo_operations,
     forward_operations,
     make_examples,
-    make_model,
+    mlc_operations,
     official_loss,
 )
-from mlc_min.lab.random_model import make_config
+from mlc_min.lab.random_model import make_config, make_model
 from mlc_min.machinery.errors import InputError
 
 CPU = torch.device("cpu")
@@ -27,7 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def work():
-    return Workload.make(make_model("tiny", CPU, 500), make_examples(3, 500, languages=4))
+    return Workload(make_model("tiny", CPU, 500), make_examples(3, 500, languages=4))
 
 
 # --- what is counted ---
@@ -55,10 +54,10 @@ def test_a_step_is_three_forward_passes_and_mlc_needs_no_head(work):
         len(e.prompts["l0"]) + len(r) for r_of in ("chosen", "rejected") for e in examples for r in [getattr(e, r_of)]
     ]
     tokens = sum(len(e.chosen) + len(e.rejected) for e in examples)
-    assert alignment_operations(config, examples) == 3 * forward_operations(config, lengths, 2, tokens)
+    assert dpo_operations(config, examples) == 3 * forward_operations(config, lengths, 2, tokens)
     prompts = [len(ids) for e in examples for ids in e.prompts.values()]
     assert len(prompts) == 12
-    assert consistency_operations(config, examples, 1) == 3 * forward_operations(config, prompts, 1)
+    assert mlc_operations(config, examples, 1) == 3 * forward_operations(config, prompts, 1)
 
 
 # --- what is compared ---
@@ -94,7 +93,8 @@ def test_jobs_are_warmed_up_and_then_run_in_turn():
 
 
 def test_a_ratio_is_taken_round_by_round():
-    assert ratio([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == {"median": 2.0, "low": 1.0, "high": 3.0}
+    assert ratios([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == [2.0, 3.0, 1.0]
+    assert spread([2.0, 3.0, 1.0]) == "2.00 (1.00 to 3.00)"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -9,11 +9,11 @@ small; the class is Llama's, whose layers are Qwen2's but for a few bias vectors
 Qwen2 folder Qwen's tokenizer.
 """
 
-import argparse
+from argparse import ArgumentParser
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel
 
 from mlc_min.lab.sentences import EMBEDDED
 from mlc_min.machinery.errors import Help, run_command
@@ -40,16 +40,24 @@ def make_config(shape: str) -> LlamaConfig:
     )  # fmt: skip
 
 
+def make_model(
+    shape: str, device: torch.device | str = "cpu", vocabulary: int | None = None, dtype=torch.float32, seed: int = 0
+) -> PreTrainedModel:
+    """A model of that shape with random weights, in eval mode. vocabulary: another size of it."""
+    torch.manual_seed(seed)
+    config = make_config(shape)
+    config.vocab_size = vocabulary or config.vocab_size
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m mlc_min.lab.random_model", description=__doc__, formatter_class=Help
-    )
+    parser = ArgumentParser(prog="python -m mlc_min.lab.random_model", description=__doc__, formatter_class=Help)
     parser.add_argument("--shape", choices=tuple(SHAPES), default="qwen2.5-0.5b", help="which published shape")
     parser.add_argument("--output", type=Path, required=True, help="folder to write the model to")
     parser.add_argument("--seed", type=int, default=0, help="of the weights")
     arguments = parser.parse_args()
-    torch.manual_seed(arguments.seed)
-    model = LlamaForCausalLM(make_config(arguments.shape)).to(torch.bfloat16)  # as published ones are stored
+    model = make_model(arguments.shape, seed=arguments.seed).to(torch.bfloat16)  # as published ones are stored
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "model")
 
     def write(folder: Path) -> None:

@@ -4,28 +4,32 @@ import ctypes
 import gc
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
 import torch
+from transformers import TrainerCallback
 
-Jobs = dict[str, Callable[[], object]]
+Job = Callable[[], object]
 
 
-def alternate(jobs: Jobs, repeats: int, device: torch.device) -> dict[str, list[float]]:
+def alternate(jobs: dict[str, Job], repeats: int, device: torch.device) -> dict[str, list[float]]:
     """Run each job once to warm up, then all of them in turn, `repeats` times: {name: seconds of each round}."""
     for job in jobs.values():
         job()
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for _ in range(repeats):
-        for name, job in jobs.items():
-            gc.collect()
-            synchronize(device)
-            start = time.perf_counter()
-            job()
-            synchronize(device)
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
+    rounds = [{name: timed(job, device) for name, job in jobs.items()} for _ in range(repeats)]
+    return {name: [times[name] for times in rounds] for name in jobs}
+
+
+def timed(job: Job, device: torch.device) -> float:
+    """Seconds of one run."""
+    gc.collect()
+    synchronize(device)
+    start = time.perf_counter()
+    job()
+    synchronize(device)
+    return time.perf_counter() - start
 
 
 def synchronize(device: torch.device) -> None:
@@ -33,14 +37,9 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:
-    """Of two jobs' seconds, round by round: the median, the lowest and the highest.
-
-    >>> ratio([2.0, 3.0, 8.0], [1.0, 1.0, 2.0])
-    {'median': 3.0, 'low': 2.0, 'high': 4.0}
-    """
-    ratios = sorted(a / b for a, b in zip(numerator, denominator, strict=True))
-    return {"median": median(ratios), "low": ratios[0], "high": ratios[-1]}
+def ratios(numerator: list[float], denominator: list[float]) -> list[float]:
+    """Of two jobs' figures, round by round."""
+    return [a / b for a, b in zip(numerator, denominator, strict=True)]
 
 
 # --- as they stand in a table ---
@@ -50,13 +49,13 @@ def seconds(values: list[float]) -> str:
     return f"{median(values):.3g}"
 
 
-def spread(values: dict[str, float]) -> str:
-    """A ratio with its range.
+def spread(values: list[float]) -> str:
+    """The median, the lowest and the highest.
 
-    >>> spread({"median": 3.0, "low": 2.0, "high": 4.0})
+    >>> spread([2.0, 3.0, 4.0])
     '3.00 (2.00 to 4.00)'
     """
-    return f"{values['median']:.2f} ({values['low']:.2f} to {values['high']:.2f})"
+    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def gigabytes(value: float | None) -> str:
@@ -64,7 +63,7 @@ def gigabytes(value: float | None) -> str:
 
 
 def share(part: float | None, whole: float | None) -> str:
-    return "–" if part is None or not whole else f"{part / whole:.2f}"
+    return gigabytes(part / whole if whole and part is not None else None)
 
 
 # --- memory ---
@@ -81,12 +80,10 @@ class HighWater:
             torch.cuda.reset_peak_memory_stats(device)
             self.before = torch.cuda.memory_allocated(device)
             return
-        try:
+        with suppress(OSError, IndexError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)  # give freed memory back, or it would count as still in use
             Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew from here
             self.before = _resident("VmRSS")
-        except OSError:
-            pass
 
     def read(self) -> dict[str, float | None]:
         """GB: `peak`, with all that lay in memory; `added`, above what lay there at the start."""
@@ -97,7 +94,7 @@ class HighWater:
         return {"peak": peak / 1e9, "added": (peak - self.before) / 1e9}
 
 
-def peak_memory(job: Callable[[], object], device: torch.device) -> dict[str, float | None]:
+def peak_memory(job: Job, device: torch.device) -> dict[str, float | None]:
     """What `HighWater` reads over one run of the job, after another one has made what stays (optimizer state)."""
     job()
     mark = HighWater(device)
@@ -107,7 +104,35 @@ def peak_memory(job: Callable[[], object], device: torch.device) -> dict[str, fl
 
 def _resident(field: str) -> int:
     """Bytes of a field of /proc/self/status."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return 1024 * int(line.split()[1])
-    raise OSError(f"no {field} in /proc/self/status")
+    return 1024 * int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0])
+
+
+# --- in turn with a trainer of somebody else's ---
+
+
+class InTurn(TrainerCallback):
+    """Times each step of the trainer and then a step of ours; the first two steps are a warm-up and for the memory.
+    seconds, memory: (theirs, ours)."""
+
+    def __init__(self, job, device: torch.device):
+        self.job, self.device = job, device
+        self.seconds: tuple[list[float], list[float]] = ([], [])
+        self.memory: tuple[float | None, float | None] = (None, None)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        gc.collect()
+        if state.global_step == 1:
+            self.mark = HighWater(self.device)
+        synchronize(self.device)
+        self.start = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        synchronize(self.device)
+        elapsed = time.perf_counter() - self.start
+        if state.global_step == 2:
+            self.memory = self.mark.read()["added"], peak_memory(self.job, self.device)["added"]
+        if state.global_step <= 2:
+            self.job()
+            return
+        self.seconds[0].append(elapsed)
+        self.seconds[1].append(timed(self.job, self.device))

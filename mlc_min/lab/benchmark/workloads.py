@@ -1,14 +1,11 @@
-"""What is measured: models of a real shape with random weights, rows of random tokens, one training step of each
-kind, and the operations that a step cannot do without."""
-
-from dataclasses import dataclass
+"""What is measured: rows of random tokens, one training step of each kind, and the operations that a step cannot do
+without. Models: `random_model.make_model`."""
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from mlc_min.consistency import mlc_loss
-from mlc_min.examples import Example, pad
-from mlc_min.lab.random_model import make_config
+from mlc_min.examples import Example, response_batch
+from mlc_min.lab.random_model import make_model
 from mlc_min.loop import Run, alignment_loss, consistency_loss, with_reference
 from mlc_min.machinery.settings import TrainConfig
 from mlc_min.preference import dpo_loss
@@ -16,16 +13,6 @@ from mlc_min.preference import dpo_loss
 # Tokens of a translation for one token of English, in the paper's order of languages. Not measured: roughly what
 # tokenizers trained mostly on English and Chinese do to other scripts.
 STRETCH = (1.0, 1.0, 1.5, 1.4, 1.5, 3.0, 1.8, 2.2, 2.4, 2.0)
-
-
-def make_model(shape: str, device: torch.device, vocabulary: int | None = None, dtype=torch.float32):
-    """A model of `random_model.SHAPES` with random weights, in eval mode. vocabulary: another size of it."""
-    torch.manual_seed(0)
-    config = make_config(shape)
-    config.vocab_size = vocabulary or config.vocab_size
-    with device:
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    return model.eval()
 
 
 def make_examples(
@@ -41,35 +28,33 @@ def make_examples(
     def around(mean: float) -> float:
         return mean * (0.5 + torch.rand((), generator=draw).item())
 
-    examples = []
+    examples, stretch = [], STRETCH if vary else (1.0,)
     for row in range(count):
         length = around(prompt) if vary else prompt
-        stretch = STRETCH if vary else (1.0,)
         prompts = {f"l{j}": tokens(length * stretch[j % len(stretch)]) for j in range(languages)}
         examples.append(Example(f"row {row}", prompts, tokens(around(response)), tokens(around(response))))
     return examples
 
 
-@dataclass
 class Workload:
     """A model in training, and one batch for it."""
 
-    model: torch.nn.Module
-    examples: list[Example]
-    config: TrainConfig
-    extractor: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-
-    @classmethod
-    def make(cls, model, examples: list[Example], layer: int = -1, parts: int = 4) -> "Workload":
-        config = TrainConfig(
+    def __init__(self, model, examples: list[Example], layer: int = -1, parts: int = 4):
+        self.config = TrainConfig(
             languages=",".join(examples[0].prompts), mlc_weight=0.8, mlc_layer=layer, mlc_parts=parts, sft_weight=0.0,
             learning_rate=1e-6,
         )  # fmt: skip
-        run = Run.start(model, config)
-        return cls(model, with_reference(model, examples, config), config, run.extractor, run.optimizer)
+        run = Run.start(model, self.config)
+        self.model, self.extractor, self.optimizer = model, run.extractor, run.optimizer
+        self.examples = with_reference(model, examples, self.config)
 
-    def loss(self, uses_mlc: bool) -> torch.Tensor:
+    @classmethod
+    def make(cls, shape: str, rows: int, device, layer: int = -1, parts: int = 4, dtype=torch.float32) -> "Workload":
+        """With a model of that shape, and rows of tokens of its vocabulary."""
+        model = make_model(shape, device, dtype=dtype)
+        return cls(model, make_examples(rows, model.config.vocab_size), layer, parts)
+
+    def loss(self, uses_mlc: bool = True) -> torch.Tensor:
         """The trainer's own loss of the batch."""
         loss, _ = alignment_loss(self.model, self.examples, self.config)
         if uses_mlc:
@@ -77,11 +62,12 @@ class Workload:
             loss = loss + self.config.mlc_weight * auxiliary
         return loss
 
-    def step(self, loss) -> float:
-        """Backward and optimizer step of a loss; returns its value."""
+    def step(self, loss: torch.Tensor, updates: bool = True) -> float:
+        """Backward and, unless the gradient alone is asked for, optimizer step of a loss; returns its value."""
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], 1.0)
-        self.optimizer.step()
+        if updates:
+            torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], 1.0)
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
@@ -90,7 +76,7 @@ class Workload:
 
 
 def official_loss(work: Workload, reference_model) -> torch.Tensor:
-    """The loss of `Workload.loss(uses_mlc=True)`, laid out as the official code does it, written from its description.
+    """The loss of `Workload.loss()`, laid out as the official code does it, written from its description.
 
     Chosen, rejected and all translated prompts of a batch are one batch, padded to the longest of them. At every step
     it goes through the policy and through the reference model, and both build float32 logits over the whole vocabulary
@@ -98,12 +84,10 @@ def official_loss(work: Workload, reference_model) -> torch.Tensor:
     """
     model, config, examples = work.model, work.config, work.examples
     n, languages = len(examples), config.language_list
-    replies = [e.prompt + e.chosen for e in examples] + [e.prompt + e.rejected for e in examples]
-    batch = pad(replies + [e.prompts[language] for e in examples for language in languages])
-    input_ids, attention_mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
-    is_response = torch.zeros_like(input_ids, dtype=torch.bool)
-    for row, sequence in enumerate(replies):
-        is_response[row, len(examples[row % n].prompt) : len(sequence)] = True
+    translations = [e.prompts[language] for e in examples for language in languages]
+    responses = [e.chosen for e in examples] + [e.rejected for e in examples] + [[] for _ in translations]
+    batch = response_batch([e.prompt for e in examples] * 2 + translations, responses)
+    input_ids, attention_mask, is_response = (tensor.to(model.device) for tensor in batch.values())
 
     def run(which):
         output = which(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, use_cache=False)
@@ -135,14 +119,13 @@ def forward_operations(config, lengths: list[int], layers: int, head_tokens: int
     return layers * (2 * weights * tokens + 2 * hidden * pairs) + 2 * hidden * config.vocab_size * head_tokens
 
 
-def alignment_operations(config, examples: list[Example]) -> float:
-    """Of a DPO step: forward, and twice as much backward."""
-    first = [e.prompt for e in examples]
-    responses = [len(e.chosen) for e in examples] + [len(e.rejected) for e in examples]
-    lengths = [len(p) + n for p, n in zip(first * 2, responses, strict=True)]
-    return 3 * forward_operations(config, lengths, config.num_hidden_layers, sum(responses))
+def dpo_operations(config, examples: list[Example], head: bool = True) -> float:
+    """Of a DPO step: forward, and twice as much backward. head: the vocabulary head too."""
+    pairs = [(len(e.prompt), len(response)) for e in examples for response in (e.chosen, e.rejected)]
+    head_tokens = sum(response for _, response in pairs) if head else 0
+    return 3 * forward_operations(config, list(map(sum, pairs)), config.num_hidden_layers, head_tokens)
 
 
-def consistency_operations(config, examples: list[Example], layer: int) -> float:
+def mlc_operations(config, examples: list[Example], layer: int) -> float:
     """Of the MLC pass: layers up to its own, no head."""
     return 3 * forward_operations(config, [len(ids) for e in examples for ids in e.prompts.values()], layer)
