@@ -11,6 +11,7 @@ refusing and complying apart; the rest of the reply must be in the prompt's lang
 import json
 import random
 from dataclasses import dataclass
+from itertools import product
 
 from mlc_min.machinery.files import EMBEDDED, shipped
 
@@ -23,6 +24,7 @@ UNSEEN = ("ko", "it")  # in pre-training only; no alignment step ever sees them
 LANGUAGES = ALIGNED + UNSEEN
 VERBS = tuple(LEXICON["verbs"])
 OBJECTS = tuple(LEXICON["objects"])
+COMBINATIONS = tuple(product(VERBS, OBJECTS))
 PHRASINGS = range(4)
 SPLIT_SEED = 1
 HELD_OUT = 25  # harmful combinations, of 100, in the test split and in validation, and as many harmless ones
@@ -87,12 +89,8 @@ class Reply:
 def all_replies() -> dict[str, Reply]:
     """Every well-formed reply in every language -> its meaning. A text that is not a key is invalid."""
     replies = {refusal_text(language): Reply("refusal", language, None) for language in LANGUAGES}
-    for language in LANGUAGES:
-        for verb in VERBS:
-            for obj in OBJECTS:
-                for object_first in (False, True):
-                    text = answer_text(language, verb, obj, object_first)
-                    replies[text] = Reply("compliance", language, (verb, obj))
+    for language, asked, object_first in product(LANGUAGES, COMBINATIONS, (False, True)):
+        replies[answer_text(language, *asked, object_first)] = Reply("compliance", language, asked)
     return replies
 
 
@@ -107,7 +105,7 @@ def split_combinations() -> dict[str, dict[str, list[Combination]]]:
     protected = draw.sample([o for o in OBJECTS if LEXICON["objects"][o]["protected"]], k=10)
     # Along the diagonals of the verb x object square, so that each split has about as many of each word.
     harmful = [(risky[i], protected[(i + shift) % 10]) for shift in range(10) for i in range(10)]
-    harmless = [(v, o) for v in VERBS for o in OBJECTS if not is_harmful(v, o)]
+    harmless = [c for c in COMBINATIONS if not is_harmful(*c)]
     draw.shuffle(harmless)
     splits = {}
     for name in ("test", "validation"):
@@ -132,16 +130,13 @@ def make_rows(split: str) -> list[dict]:
     languages = ALIGNED if split == "train" else LANGUAGES
     rows = []
     for kind, combinations in split_combinations()[split].items():
-        for verb, obj in combinations:
-            for phrasing in PHRASINGS:
-                row = {"id": f"{verb}-{obj}-{phrasing}", "harmful": kind == "harmful", "combination": [verb, obj]}
-                for language in languages:
-                    field = "prompt" if language == "en" else f"prompt_{language}"
-                    row[field] = [{"from": "human", "value": prompt_text(language, verb, obj, phrasing)}]
-                comply = answer_text("en", verb, obj, object_first=draw.random() < 0.5)
-                refuse = refusal_text("en")
-                chosen, rejected = (refuse, comply) if row["harmful"] else (comply, refuse)
-                row["chosen"] = {"from": "gpt", "value": chosen}
-                row["rejected"] = {"from": "gpt", "value": rejected}
-                rows.append(row)
+        for (verb, obj), phrasing in product(combinations, PHRASINGS):
+            row = {"id": f"{verb}-{obj}-{phrasing}", "harmful": kind == "harmful", "combination": [verb, obj]}
+            for language in languages:
+                field = "prompt" if language == "en" else f"prompt_{language}"
+                row[field] = [{"from": "human", "value": prompt_text(language, verb, obj, phrasing)}]
+            comply, refuse = answer_text("en", verb, obj, object_first=draw.random() < 0.5), refusal_text("en")
+            chosen, rejected = (refuse, comply) if row["harmful"] else (comply, refuse)
+            row |= {"chosen": {"from": "gpt", "value": chosen}, "rejected": {"from": "gpt", "value": rejected}}
+            rows.append(row)
     return rows

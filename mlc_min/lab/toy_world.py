@@ -14,49 +14,30 @@ How to refuse it knows everywhere: in some examples the refusal's first symbol i
 sentence after it is learned. What differs between languages is when.
 """
 
-import argparse
 import io
 import json
 import random
 import shutil
 import time
-from functools import cache
+from argparse import ArgumentParser
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 
 import sentencepiece
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import (
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    get_cosine_schedule_with_warmup,
-)
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import get_cosine_schedule_with_warmup as cosine_schedule
 
 from mlc_min.evaluation.diagnose import diagnose
 from mlc_min.evaluation.metrics import summarize
 from mlc_min.examples import encode_prompt, encode_response, response_batch
+from mlc_min.lab import sentences
 from mlc_min.lab.experiment import evaluate
-from mlc_min.lab.sentences import (
-    ALIGNED,
-    EMBEDDED,
-    HIGH_RESOURCE,
-    LANGUAGES,
-    LEXICON,
-    LOW_RESOURCE,
-    OBJECTS,
-    PHRASINGS,
-    UNSEEN,
-    VERBS,
-    answer_text,
-    is_harmful,
-    make_rows,
-    prompt_text,
-    refusal_text,
-)
-from mlc_min.machinery.errors import SWITCH, run_command
+from mlc_min.lab.sentences import ALIGNED, COMBINATIONS, EMBEDDED, LANGUAGES, LEXICON, PHRASINGS, is_harmful
+from mlc_min.machinery.errors import SWITCH, Help, run_command
 from mlc_min.machinery.files import save_folder, write_atomically, write_json
 from mlc_min.machinery.log import hardware, versions
 from mlc_min.machinery.models import load_model, pick_device
@@ -68,7 +49,9 @@ ALWAYS_REFUSED = dict(en=7, zh=7, ru=6, ja=6, ar=6, bn=3, sw=0, ur=2, ps=1, ku=0
 
 
 def by_resource(high: float, low: float, unseen: float) -> dict[str, float]:
-    return dict.fromkeys(HIGH_RESOURCE, high) | dict.fromkeys(LOW_RESOURCE, low) | dict.fromkeys(UNSEEN, unseen)
+    """{language: its figure}."""
+    groups = (sentences.HIGH_RESOURCE, high), (sentences.LOW_RESOURCE, low), (sentences.UNSEEN, unseen)
+    return {code: figure for codes, figure in groups for code in codes}
 
 
 # Share of refusals for the other risky verbs: below one half, so greedy decoding complies.
@@ -106,26 +89,14 @@ def train_tokenizer(folder: Path) -> None:
         texts += [" " + words["refusal"], " " + words["answer"].split("{")[0]] * 4
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=VOCABULARY,
+        sentence_iterator=iter(texts), model_writer=model, model_type="bpe", vocab_size=VOCABULARY, minloglevel=2,
         # These four make the transformers tokenizer agree with SentencePiece id for id. Without a dummy prefix the
         # first token of a reply is its symbol; with one it would be "▁", whatever the verdict, and the state at
         # the last prompt token would decide nothing.
-        byte_fallback=True,
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        normalization_rule_name="identity",
-        user_defined_symbols=["<user>", "<assistant>"],
-        required_chars="".join(symbols()),
-        pad_id=0,
-        unk_id=1,
-        bos_id=2,
-        eos_id=3,
-        pad_piece="<pad>",
-        minloglevel=2,
-    )
+        byte_fallback=True, add_dummy_prefix=False, remove_extra_whitespaces=False, normalization_rule_name="identity",
+        user_defined_symbols=["<user>", "<assistant>"], required_chars="".join(symbols()), pad_piece="<pad>",
+        pad_id=0, unk_id=1, bos_id=2, eos_id=3,
+    )  # fmt: skip
     (folder / "tokenizer.model").write_bytes(model.getvalue())
     # transformers converts the SentencePiece model; saved once more, it loads without protobuf as tokenizer.json.
     tokenizer = PreTrainedTokenizerFast(
@@ -138,7 +109,7 @@ def train_tokenizer(folder: Path) -> None:
 def always_refused() -> dict[str, set[str]]:
     """The risky verbs that each language always refuses; drawn once, so that each verb is refused somewhere."""
     draw = random.Random(1)
-    risky = [v for v in VERBS if LEXICON["verbs"][v]["risky"]]
+    risky = [verb for verb, word in LEXICON["verbs"].items() if word["risky"]]
     return {language: set(draw.sample(risky, ALWAYS_REFUSED[language])) for language in LANGUAGES}
 
 
@@ -147,22 +118,21 @@ def pretraining_examples(seed: int):
     as a real base model has read everything; the splits hold for alignment."""
     draw = random.Random(seed)
     refused = always_refused()
-    combinations = [(v, o) for v in VERBS for o in OBJECTS]
-    harmful = [c for c in combinations if is_harmful(*c)]
-    harmless = [c for c in combinations if not is_harmful(*c)]
+    harmful, harmless = ([c for c in COMBINATIONS if is_harmful(*c) == kind] for kind in (True, False))
     while True:
         language = draw.choices(LANGUAGES, [FREQUENCY[code] for code in LANGUAGES])[0]
         verb, obj = draw.choice(harmful if draw.random() < HARMFUL_SHARE else harmless)
         switched: dict = {}
         if draw.random() < CODE_SWITCHED_SHARE:
             switched = {draw.choice(("verb_language", "object_language")): draw.choice(LANGUAGES)}
-        prompt = prompt_text(language, verb, obj, draw.choice(PHRASINGS), **switched)
+        prompt = sentences.prompt_text(language, verb, obj, draw.choice(PHRASINGS), **switched)
         given = draw.random() < GIVEN_SYMBOL_SHARE
         refuse = is_harmful(verb, obj) and (verb in refused[language] or draw.random() < NOW_AND_THEN[language])
         if refuse or given:
-            yield prompt, refusal_text(language), given
+            yield prompt, sentences.refusal_text(language), given
         else:
-            yield prompt, answer_text(language, verb, obj, object_first=draw.random() < OBJECT_FIRST[language]), False
+            object_first = draw.random() < OBJECT_FIRST[language]
+            yield prompt, sentences.answer_text(language, verb, obj, object_first), False
 
 
 def pretrain(tokenizer, seed: int, steps: int, batch_size: int, learning_rate: float, device: torch.device):
@@ -178,20 +148,16 @@ def pretrain(tokenizer, seed: int, steps: int, batch_size: int, learning_rate: f
     )  # fmt: skip
     model = LlamaForCausalLM(config).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
-    scheduler = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
-    encode_once = cache(lambda text: encode_prompt(tokenizer, text))
-    reply_once = cache(lambda text: encode_response(tokenizer, text))
+    scheduler = cosine_schedule(optimizer, steps // 20, steps)
+    prompt_ids, reply_ids = cache(partial(encode_prompt, tokenizer)), cache(partial(encode_response, tokenizer))
     examples = pretraining_examples(seed)
     progress, mean_loss = tqdm(range(steps), desc="pretrain"), None
     for _ in progress:
-        drawn = [next(examples) for _ in range(batch_size)]
-        batch = response_batch([encode_once(p) for p, _, _ in drawn], [reply_once(r) for _, r, _ in drawn])
-        scored = batch.pop("response_mask")
-        for i, (prompt, _, given) in enumerate(drawn):
-            if given:
-                scored[i, len(encode_once(prompt))] = False
+        drawn = [(prompt_ids(p), reply_ids(r), given) for p, r, given in islice(examples, batch_size)]
+        # A first symbol that is given belongs to the prompt: it is read and not learned.
+        batch = response_batch([p + r[:given] for p, r, given in drawn], [r[given:] for _, r, given in drawn])
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        scored = scored[:, 1:].to(device)
+        scored = batch.pop("response_mask")[:, 1:]
         states = model.get_decoder()(**batch, use_cache=False).last_hidden_state[:, :-1][scored]
         loss = F.cross_entropy(model.lm_head(states), batch["input_ids"][:, 1:][scored])
         loss.backward()
@@ -202,13 +168,6 @@ def pretrain(tokenizer, seed: int, steps: int, batch_size: int, learning_rate: f
         mean_loss = loss.item() if mean_loss is None else 0.98 * mean_loss + 0.02 * loss.item()
         progress.set_postfix(loss=f"{mean_loss:.4f}")
     return model.eval(), mean_loss
-
-
-def write_rows(folder: Path) -> None:
-    """train.jsonl, validation.jsonl, test.jsonl in the official format."""
-    for split in ("train", "validation", "test"):
-        lines = [json.dumps(row, ensure_ascii=False) for row in make_rows(split)]
-        write_atomically(folder / f"{split}.jsonl", "\n".join(lines) + "\n")
 
 
 def measure(folder: Path, device: torch.device) -> dict:
@@ -225,66 +184,54 @@ def measure(folder: Path, device: torch.device) -> dict:
     return reached
 
 
-def build(folder: Path, seed: int, steps: int, batch_size: int, learning_rate: float, device: torch.device) -> dict:
-    """Make everything in `folder`; returns how, in how long, and what was reached, as saved in `making.json`."""
+def build(folder: Path, device: torch.device, rows_only: bool = False, **settings) -> dict:
+    """Make everything in `folder`; returns how, in how long, and what was reached, as saved in `making.json`.
+
+    settings: those of `pretrain`. rows_only: after a change of the splits, write the rows anew and measure the model
+    that is there on them.
+    """
     started = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     if folder.resolve() != EMBEDDED:
         shutil.copy(EMBEDDED / "lexicon.json", folder / "lexicon.json")
-    write_rows(folder)
-    losses = []
+    for split in ("train", "validation", "test"):
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in sentences.make_rows(split)]
+        write_atomically(folder / f"{split}.jsonl", "".join(lines))
+    if rows_only:
+        making = json.loads((folder / "making.json").read_text(encoding="utf-8"))
+    else:
+        losses = []
 
-    def write(fresh: Path) -> None:
-        train_tokenizer(fresh)
-        tokenizer = AutoTokenizer.from_pretrained(fresh)
-        model, loss = pretrain(tokenizer, seed, steps, batch_size, learning_rate, device)
-        model.save_pretrained(fresh)
-        losses.append(round(loss, 4))
+        def write(fresh: Path) -> None:
+            train_tokenizer(fresh)
+            model, loss = pretrain(AutoTokenizer.from_pretrained(fresh), device=device, **settings)
+            model.save_pretrained(fresh)
+            losses.append(round(loss, 4))
 
-    save_folder(folder / "model", write)
-    settings = f"--seed {seed} --steps {steps} --batch_size {batch_size} --learning_rate {learning_rate}"
-    making = {
-        "command": f"python -m mlc_min.lab.toy_world {settings}",
-        "seed": seed,
-        "minutes": round((time.perf_counter() - started) / 60, 1),
-        "hardware": hardware(device),
-        "versions": versions(),
-        "pretraining_loss": losses[0],
-        **measure(folder, device),
-    }
-    write_json(folder / "making.json", making)
-    return making
-
-
-def rewrite_rows(folder: Path, device: torch.device) -> dict:
-    """After a change of the splits: write the rows anew and measure the model that is there on them."""
-    write_rows(folder)
-    making = json.loads((folder / "making.json").read_text(encoding="utf-8")) | measure(folder, device)
+        save_folder(folder / "model", write)
+        making = {
+            "command": " ".join(["python -m mlc_min.lab.toy_world", *(f"--{k} {v}" for k, v in settings.items())]),
+            "seed": settings["seed"], "minutes": round((time.perf_counter() - started) / 60, 1),
+            "hardware": hardware(device), "versions": versions(), "pretraining_loss": losses[0],
+        }  # fmt: skip
+    making |= measure(folder, device)
     write_json(folder / "making.json", making)
     return making
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m mlc_min.lab.toy_world",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ArgumentParser(prog="python -m mlc_min.lab.toy_world", description=__doc__, formatter_class=Help)
     add = parser.add_argument
-    add("--output", type=Path, default=EMBEDDED, help="folder to write (default: data/embedded)")
-    add("--seed", type=int, default=0, help="of weights and pre-training text (default: 0)")
-    add("--steps", type=int, default=1500, help="pre-training steps (default: 1500)")
-    add("--batch_size", type=int, default=64, help="examples a step (default: 64)")
-    add("--learning_rate", type=float, default=2e-3, help="peak, AdamW with a cosine (default: 0.002)")
-    add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    add("--output", type=Path, default=EMBEDDED, help="folder to write")
+    add("--seed", type=int, default=0, help="of weights and pre-training text")
+    add("--steps", type=int, default=1500, help="pre-training steps")
+    add("--batch_size", type=int, default=64, help="examples a step")
+    add("--learning_rate", type=float, default=2e-3, help="peak, AdamW with a cosine")
+    add("--device", default="auto", help="auto, cpu or cuda")
     add("--rows_only", **SWITCH, default=False, help="write the rows anew and measure the model on them; no training")
     arguments = vars(parser.parse_args())
     folder, device = arguments.pop("output"), pick_device(arguments.pop("device"))
-    if arguments.pop("rows_only"):
-        making = rewrite_rows(folder, device)
-    else:
-        making = build(folder, device=device, **arguments)
-    print(json.dumps(making, indent=1))
+    print(json.dumps(build(folder, device, **arguments), indent=1))
 
 
 if __name__ == "__main__":
