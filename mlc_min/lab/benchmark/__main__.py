@@ -59,13 +59,14 @@ def main() -> None:
         print(f"\n{title}", flush=True)
         start = time.perf_counter()
         measured = measure(shape, rows, repeats, device)
-        result = {"title": title if name in SHAPELESS else f"{title}, {shape}"} | measured
         settings = f"--parts {name} --shape {shape} --rows {rows} --repeats {repeats}"
-        result |= {"command": f"python -m mlc_min.lab.benchmark {settings}"}
-        result |= {"seconds": round(time.perf_counter() - start), "hardware": hardware(device), "versions": versions()}
-        results[name if shape == "small" or name in SHAPELESS else f"{name}, {shape}"] = result
-        result["commit"] = git_commit()
-        print(table_text(result), flush=True)
+        key = name if shape == "small" or name in SHAPELESS else f"{name}, {shape}"
+        results[key] = {
+            "title": title if name in SHAPELESS else f"{title}, {shape}", **measured,
+            "command": f"python -m mlc_min.lab.benchmark {settings}", "seconds": round(time.perf_counter() - start),
+            "hardware": hardware(device), "versions": versions(), "commit": git_commit(),
+        }  # fmt: skip
+        print(table_text(results[key]), flush=True)
         write_json(path, results)
         write_atomically(folder / "benchmark.md", "\n\n".join(map(section, results.values())) + "\n")
         if "curves" in measured:

@@ -7,6 +7,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from statistics import median
@@ -59,15 +60,12 @@ def official(shape: str, rows: int, repeats: int, device: torch.device) -> dict:
         "official layout": lambda: work.step(official_loss(work, reference_model)),
     }
     times = alternate(jobs, repeats, device)
-    theirs = peak_memory(jobs["official layout"], device)
+    memory = {"official layout": peak_memory(jobs["official layout"], device)}
     reference_model = None  # ours has none
-    ours = peak_memory(jobs["ours"], device)
-    table = [
-        [name, seconds(times[name]), *map(gigabytes, memory.values())]
-        for name, memory in (("ours", ours), ("official layout", theirs))
-    ]
-    table.append(["official / ours", spread(ratios(times["official layout"], times["ours"])),
-                  *map(share, theirs.values(), ours.values())])  # fmt: skip
+    memory["ours"] = peak_memory(jobs["ours"], device)
+    table = [[name, seconds(times[name]), *map(gigabytes, memory[name].values())] for name in jobs]
+    shares = map(share, memory["official layout"].values(), memory["ours"].values())
+    table.append(["official / ours", spread(ratios(times["official layout"], times["ours"])), *shares])
     size = f"{sum(p.numel() for p in work.model.parameters()) / 1e6:.0f} million parameters"
     note = f"{size}, vocabulary {work.model.config.vocab_size:,}; {rows} rows. The losses of the first step differ by "
     note += f"{difference:.0e}. Peak holds weights, gradients and moments."
@@ -211,9 +209,7 @@ def evaluation(shape: str, rows: int, repeats: int, device: torch.device) -> dic
     prompts = [encode_prompt(tokenizer, row.prompts[language]) for row in test_rows for language in LANGUAGES]
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
     prompts = [prompts[i] for i in order]
-
-    def ours(chosen, batch_size):
-        return generate(model, tokenizer, chosen, 48, batch_size)
+    ours = partial(generate, model, tokenizer, max_new_tokens=48)
 
     @torch.no_grad()
     def plain(batch_size):
@@ -222,13 +218,14 @@ def evaluation(shape: str, rows: int, repeats: int, device: torch.device) -> dic
             model.generate(**batch, max_new_tokens=48, do_sample=False, pad_token_id=tokenizer.pad_token_id)
 
     jobs = {
-        "ours, batches of 256": lambda: ours(prompts, 256),
-        "ours, batches of 64": lambda: ours(prompts, 64),
-        "model.generate, unsorted batches of 64": lambda: plain(64),
-        "one by one": lambda: ours(prompts[:60], 1),
+        "ours, batches of 256": partial(ours, prompts, batch_size=256),
+        "ours, batches of 64": partial(ours, prompts, batch_size=64),
+        "model.generate, unsorted batches of 64": partial(plain, 64),
+        "one by one": partial(ours, prompts[:60], batch_size=1),
     }
     times = alternate(jobs, repeats, device)
-    tokens = [len(tokenizer.encode(r["reply"], add_special_tokens=False)) + r["ended"] for r in ours(prompts, 256)]
+    replies = jobs["ours, batches of 256"]()
+    tokens = [len(tokenizer.encode(r["reply"], add_special_tokens=False)) + r["ended"] for r in replies]
     count = dict.fromkeys(jobs, sum(tokens)) | {"one by one": sum(tokens[:60])}
     rates = {name: [count[name] / t for t in times[name]] for name in jobs}
     first = rates["ours, batches of 256"]
