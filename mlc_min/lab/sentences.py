@@ -11,6 +11,7 @@ refusing and complying apart; the rest of the reply must be in the prompt's lang
 import json
 import random
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 
 from mlc_min.machinery.files import EMBEDDED, shipped
@@ -86,6 +87,7 @@ class Reply:
     combination: Combination | None
 
 
+@cache
 def all_replies() -> dict[str, Reply]:
     """Every well-formed reply in every language -> its meaning. A text that is not a key is invalid."""
     replies = {refusal_text(language): Reply("refusal", language, None) for language in LANGUAGES}
