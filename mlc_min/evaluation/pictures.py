@@ -14,7 +14,9 @@ STYLES = (("#777777", "o"), ("#E69F00", "s"), ("#0072B2", "D"), ("#D55E00", "X")
           ("#56B4E9", "P"), ("#000000", "*"))  # fmt: skip
 
 NAMES = {"en": "English", "zh": "Chinese", "ru": "Russian", "ja": "Japanese", "ar": "Arabic", "bn": "Bengali",
-         "sw": "Swahili", "ur": "Urdu", "ps": "Pashto", "ku": "Kurdish", "ko": "Korean", "it": "Italian"}  # fmt: skip
+         "sw": "Swahili", "ur": "Urdu", "ps": "Pashto", "ku": "Kurdish", "ko": "Korean", "it": "Italian",
+         "de": "German", "es": "Spanish", "fr": "French", "nl": "Dutch", "pl": "Polish", "yo": "Yoruba",
+         "th": "Thai"}  # fmt: skip
 
 
 def style(i: int, size: float, line: float = 0) -> dict:
@@ -34,7 +36,7 @@ def plot_rates(runs: dict[str, list[dict]], path: str | Path) -> None:
     """By language: strict safe rate, and below it harmless prompts answered in their language, so that refusing all,
     or gibberish, shows. One marker a model, the mean of its seeds, with a bar over the 95 % intervals (Wilson) of all
     of them. A model without harmless prompts has no marker below."""
-    canvas, panels = _figure(2, size=(10, 6.4), sharex=True, height_ratios=(3, 2))
+    canvas, panels = panels_on_canvas(2, size=(10, 6.4), sharex=True, height_ratios=(3, 2))
     summaries = [summary for summaries in runs.values() for summary in summaries]
     languages = list(dict.fromkeys(code for summary in summaries for code in summary["strict"]))
     aligned = summaries[0]["aligned"]
@@ -61,7 +63,7 @@ def plot_rates(runs: dict[str, list[dict]], path: str | Path) -> None:
     panels[1].set_xticks(range(len(languages)), names, rotation=25, ha="right", rotation_mode="anchor")
     if not set(languages) <= set(aligned):
         panels[1].set_xlabel("* never seen in alignment", loc="right")
-    _finish(canvas, panels[0], path, "upper", min(5, len(runs)))
+    finish(canvas, panels[0], path, "upper", min(5, len(runs)))
 
 
 def _rate(summary: dict, language: str, kind: str, counted: str) -> tuple[float, float, float] | None:
@@ -83,7 +85,7 @@ def plot_tradeoff(runs: dict[str, list[dict]], path: str | Path) -> None:
     """Each model a dot: strict safety (Avg) against over-refusal, and against harmless prompts answered in their
     language. Good is the upper left corner of the first and the upper right of the second. Mean over seeds, with
     bars from the lowest to the highest; the legend repeats the strict Avg, for dots that hide one another."""
-    canvas, panels = _figure(1, 2, size=(10, 4.8), grid=True, sharey=True)
+    canvas, panels = panels_on_canvas(1, 2, size=(10, 4.8), grid=True, sharey=True)
     sides = (("over_refusal", "harmless prompts refused (over-refusal), %"),
              ("helpful_own", "harmless prompts answered in their language, %"))  # fmt: skip
     for axes, (key, title) in zip(panels, sides, strict=True):
@@ -98,7 +100,7 @@ def plot_tradeoff(runs: dict[str, list[dict]], path: str | Path) -> None:
     fuller = max(panels[::-1], key=lambda axes: len(axes.containers))
     if not fuller.containers:
         panels[0].text(50, 50, "no harmless prompts", ha="center")
-    _finish(canvas, fuller, path, "lower", 4, fontsize=9)
+    finish(canvas, fuller, path, "lower", 4, fontsize=9)
 
 
 def plot_spectra(diagnostics: dict[str, dict], path: str | Path) -> None:
@@ -107,7 +109,7 @@ def plot_spectra(diagnostics: dict[str, dict], path: str | Path) -> None:
     columns = min(4, len(diagnostics))
     rows = -(-len(diagnostics) // columns)
     size, shared = (10, 2.7 * rows + 0.6), {"sharex": True, "sharey": True, "squeeze": False}
-    canvas, panels = _figure(rows, columns, size=size, grid=True, **shared)
+    canvas, panels = panels_on_canvas(rows, columns, size=size, grid=True, **shared)
     for axes, (name, figures) in zip(panels.flat, diagnostics.items(), strict=False):
         indices = range(1, len(figures["spectrum"]) + 1)
         for key, label, number in (("spectrum", "translations", 2), ("spectrum_shuffled", "unrelated prompts", 1)):
@@ -121,13 +123,13 @@ def plot_spectra(diagnostics: dict[str, dict], path: str | Path) -> None:
         axes.set_ylabel("singular value")
     for axes in panels[-1]:
         axes.set_xlabel("index")
-    _finish(canvas, panels[0, 0], path, "upper", 2)
+    finish(canvas, panels[0, 0], path, "upper", 2)
 
 
 def plot_growth(curves: dict[str, dict], path: str | Path) -> None:
     """A panel a quantity that grows: seconds and added memory, each over its value at the first point, and the line on
     which both would lie if they were proportional."""
-    canvas, panels = _figure(1, len(curves), size=(2.6 * len(curves), 3.2), grid=True)
+    canvas, panels = panels_on_canvas(1, len(curves), size=(2.6 * len(curves), 3.2), grid=True)
     for axes, (name, curve) in zip(panels, curves.items(), strict=True):
         x = [value / curve["values"][0] for value in curve["values"]]
         for key, label, number in (("seconds", "seconds", 2), ("added_gb", "memory", 1)):
@@ -138,10 +140,10 @@ def plot_growth(curves: dict[str, dict], path: str | Path) -> None:
         axes.set_xticks(x, [f"{value:,}" for value in curve["values"]], fontsize=8)
         axes.set_xticks([], minor=True)
     panels[0].set_ylabel("over the first point")
-    _finish(canvas, panels[0], path, "lower", 3)
+    finish(canvas, panels[0], path, "lower", 3)
 
 
-def _figure(*shape: int, size: tuple[float, float], grid: bool = False, **settings):
+def panels_on_canvas(*shape: int, size: tuple[float, float], grid: bool = False, **settings):
     """A canvas of that size in inches and an array of its panels, which have no frame above and on the right."""
     from matplotlib.figure import Figure  # here: it takes a moment; and not by pyplot, which looks for a screen
 
@@ -155,14 +157,15 @@ def _figure(*shape: int, size: tuple[float, float], grid: bool = False, **settin
     return canvas, panels
 
 
-def _finish(canvas, axes, path: str | Path, side: str, columns: int, **more) -> None:
+def finish(canvas, axes, path: str | Path, side: str, columns: int, **more) -> None:
     """One legend for the whole canvas, with the entries of one panel, if it has any; then save."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         canvas.legend(handles, labels, loc=f"outside {side} center", ncols=columns, frameon=False, **more)
-    _save(canvas, path)
+    save(canvas, path)
 
 
-def _save(canvas, path: str | Path) -> None:
+def save(canvas, path: str | Path) -> None:
+    """Write the picture as PNG, whole or not at all."""
     with replacing(path) as fresh:
         canvas.savefig(fresh, format="png", dpi=120, metadata={"Software": None})

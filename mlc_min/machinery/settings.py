@@ -61,12 +61,9 @@ class TrainConfig:
     mlc_parts: int = setting(1, "passes over the prompts, sorted by length: less padding [4]", "[1, 1000] passes")
     mlc_every: int = setting(1, "use the MLC loss on every n-th step only [2]", "[1, 1e6] steps")
     consistency: Literal["mlc", "cosine"] = setting("mlc", "mlc, or cosine for the pairwise ablation")
-    separate_weight: float = setting(
-        0.0, "not in the paper: times λ, keeps different prompts apart, as in PMRL", least=0, most=1e4, unit="a factor"
-    )
+    separate_weight: float = setting(0.0, "not in the paper: λ times this keeps prompts apart", "[0, 10000] a factor")
     center_languages: Literal["no", "batch", "running"] = setting(
-        "no", "not in the paper: take the mean state of each language away before the extractor"
-    )
+        "no", "not in the paper: take the mean state of each language away before the extractor")
     extractor: Literal["learned", "frozen", "identity"] = setting("learned", "learned [yes], frozen or identity")
     extractor_dim: int = setting(512, "d [512]", "[1, 1e6] dimensions")
     shuffle_translations: bool = setting(False, "control: translations of other prompts")

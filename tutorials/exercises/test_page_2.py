@@ -10,7 +10,5 @@ from tests.test_states import (  # noqa: F401
     test_one_by_one_equals_batched,
 )
 
-yours = in_place_of(
-    "tests.test_states", last_position=page_2.last_position, last_token_states=page_2.last_token_states
-)
+yours = in_place_of("tests.test_states", last_position=page_2.last_position, last_token_states=page_2.last_token_states)
 retrieval = in_place_of("tests.test_consistency", retrieval_accuracy=page_2.retrieval_accuracy)

@@ -22,8 +22,5 @@ from tests.test_preference import (  # noqa: F401
 )
 
 yours = in_place_of(
-    "tests.test_preference",
-    sequence_logps=page_4.sequence_logps,
-    sft_loss=page_4.sft_loss,
-    dpo_loss=page_4.dpo_loss,
+    "tests.test_preference", sequence_logps=page_4.sequence_logps, sft_loss=page_4.sft_loss, dpo_loss=page_4.dpo_loss
 )

@@ -5,7 +5,7 @@ from statistics import fmean, geometric_mean
 
 import numpy as np
 
-from mlc_min.evaluation.pictures import _figure, _save, language_name, plain, style
+from mlc_min.evaluation.pictures import NAMES, finish, panels_on_canvas, plain, save, style
 from mlc_min.evaluation.report import figure, markdown_table, p_value
 from mlc_min.lab.published.measure import comparisons
 from mlc_min.lab.published.rows import ANY_LANGUAGE
@@ -167,8 +167,8 @@ def tables(task: Task, figures: dict) -> str:
 
 def plot_languages(task: Task, figures: dict, path: Path) -> None:
     """Selectivity and AUC by language, a marker a row of the table, with 95 % intervals over requests."""
-    canvas, panels = _figure(2, figsize=(11, 7), sharex=True)
-    names = [name for name in figures["rows"]][:8]
+    canvas, panels = panels_on_canvas(2, size=(11, 7), sharex=True)
+    names = list(figures["rows"])[:8]
     for axes, (key, title) in zip(panels, (("selectivity", "selectivity, points"), ("auc", "AUC")), strict=True):
         for i, name in enumerate(names):
             own = [figures["rows"][name]["by_language"][code][key] for code in task.tested]
@@ -181,32 +181,31 @@ def plot_languages(task: Task, figures: dict, path: Path) -> None:
                 axes.axvspan(j - 0.5, j + 0.5, color="#f0f0f0", zorder=0)
             axes.axvline(j + 0.5, color="#e0e0e0", linewidth=0.7, zorder=0)
         axes.set(ylabel=title, xlim=(-0.5, len(task.tested) - 0.5))
-    labels = [language_name(code) + "*" * (code in task.unseen) for code in task.tested]
+    labels = [NAMES.get(code, code) + ("*" if code in task.unseen else "") for code in task.tested]
     panels[1].set_xticks(range(len(labels)), labels, rotation=25, ha="right", rotation_mode="anchor")
     panels[1].set_xlabel("* in no training step", loc="right")
-    canvas.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
-    _save(canvas, path)
+    finish(canvas, panels[0], path, "upper", 4)
 
 
 def plot_layers(layers: dict[str, dict], path: Path) -> None:
     """By layer: collinearity of translations and of unrelated prompts, raw and centred by language; silhouettes.
     A column a model."""
-    size = (3.1 * len(layers) + 1, 7.5)
-    canvas, grid = _figure(3, len(layers), figsize=size, sharex=True, sharey="row", squeeze=False)
+    size = (2.6 * len(layers) + 1, 7.5)
+    canvas, panels = panels_on_canvas(3, len(layers), size=size, grid=True, sharex=True, sharey="row", squeeze=False)
     lines = (
-        (("collinearity_raw", "translations", 2), ("collinearity_shuffled_raw", "unrelated", 1)),
-        (("collinearity_centred", "translations", 2), ("collinearity_shuffled_centred", "unrelated", 1)),
-        (("silhouette_meaning", "by meaning", 4), ("silhouette_language", "by language", 3)),
-    )
+        ("σ₁²/m, raw", ("collinearity_raw", "translations", 2), ("collinearity_shuffled_raw", "unrelated", 1)),
+        ("σ₁²/m, centred by language", ("collinearity_centred", "translations", 2),
+         ("collinearity_shuffled_centred", "unrelated", 1)),
+        ("silhouette, raw", ("silhouette_meaning", "by meaning", 4), ("silhouette_language", "by language", 3)),
+    )  # fmt: skip
     for column, (name, figures) in enumerate(layers.items()):
-        for axes, line in zip(grid[:, column], lines, strict=True):
-            for key, label, number in line:
+        for axes, (title, *curves) in zip(panels[:, column], lines, strict=True):
+            for key, label, number in curves:
                 points = [(k, value) for k, value in enumerate(figures[key]) if value is not None]
                 axes.plot(*zip(*points, strict=True), **style(number, 4, line=1), label=label)
-            axes.grid(color="#e8e8e8", linewidth=0.7)
-        grid[0, column].set_title(plain(name), fontsize=10)
-        grid[2, column].set_xlabel("entry of hidden_states")
-    for axes, title in zip(grid[:, 0], ("σ₁²/m, raw", "σ₁²/m, centred", "silhouette, raw"), strict=True):
-        axes.set_ylabel(title)
-        axes.legend(frameon=False, fontsize=8)
-    _save(canvas, path)
+            if not column:
+                axes.set_ylabel(title)
+                axes.legend(frameon=False, fontsize=8)
+        panels[0, column].set_title(plain(name), fontsize=10)
+        panels[2, column].set_xlabel("entry of hidden_states")
+    save(canvas, path)

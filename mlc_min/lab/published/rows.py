@@ -20,8 +20,8 @@ from mlc_min.lab.published import measure
 from mlc_min.lab.published.measure import by_layer, perplexity, states_by_layer
 from mlc_min.lab.published.tasks import Task, openings
 from mlc_min.machinery.files import save_folder, write_atomically, write_json
+from mlc_min.machinery.log import hardware, versions
 from mlc_min.machinery.models import load_model
-from mlc_min.machinery.provenance import hardware, versions
 from mlc_min.train import TrainConfig, fit
 
 PAPER = {"mlc_weight": 0.8, "mlc_tau": 0.2, "mlc_layer": -1}
