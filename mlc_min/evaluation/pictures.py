@@ -143,6 +143,30 @@ def plot_growth(curves: dict[str, dict], path: str | Path) -> None:
     finish(canvas, panels[0], path, "lower", 3)
 
 
+def plot_layers(layers: dict[str, dict], path: str | Path) -> None:
+    """By layer: collinearity of translations and of unrelated prompts, raw and centred by language; silhouettes.
+    A column a model."""
+    size = (2.6 * len(layers) + 1, 7.5)
+    canvas, panels = panels_on_canvas(3, len(layers), size=size, grid=True, sharex=True, sharey="row", squeeze=False)
+    lines = (
+        ("σ₁²/m, raw", ("collinearity_raw", "translations", 2), ("collinearity_shuffled_raw", "unrelated", 1)),
+        ("σ₁²/m, centred by language", ("collinearity_centred", "translations", 2),
+         ("collinearity_shuffled_centred", "unrelated", 1)),
+        ("silhouette, raw", ("silhouette_meaning", "by meaning", 4), ("silhouette_language", "by language", 3)),
+    )  # fmt: skip
+    for column, (name, figures) in enumerate(layers.items()):
+        for axes, (title, *curves) in zip(panels[:, column], lines, strict=True):
+            for key, label, number in curves:
+                points = [(k, value) for k, value in enumerate(figures[key]) if value is not None]
+                axes.plot(*zip(*points, strict=True), **style(number, 4, line=1), label=label)
+            if not column:
+                axes.set_ylabel(title)
+                axes.legend(frameon=False, fontsize=8)
+        panels[0, column].set_title(plain(name), fontsize=10)
+        panels[2, column].set_xlabel("entry of hidden_states")
+    save(canvas, path)
+
+
 def panels_on_canvas(*shape: int, size: tuple[float, float], grid: bool = False, **settings):
     """A canvas of that size in inches and an array of its panels, which have no frame above and on the right."""
     from matplotlib.figure import Figure  # here: it takes a moment; and not by pyplot, which looks for a screen

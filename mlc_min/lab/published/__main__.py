@@ -13,7 +13,8 @@ import json
 import time
 from pathlib import Path
 
-from mlc_min.lab.published.report import plot_languages, plot_layers, tables, tabulate
+from mlc_min.evaluation.pictures import plot_layers
+from mlc_min.lab.published.report import plot_languages, tables, tabulate
 from mlc_min.lab.published.rows import MAIN, ROWS, START, Bench, run
 from mlc_min.lab.published.tasks import load_task
 from mlc_min.machinery.errors import Help, InputError, run_command

@@ -4,18 +4,16 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from mlc_min.evaluation.diagnose import collinearity, retrieval_accuracy, shuffle_groups
 from mlc_min.evaluation.generate import generate
 from mlc_min.evaluation.records import cells, encode
 from mlc_min.examples import Row, encode_response, pad, response_batch
 from mlc_min.lab.published.tasks import Task
 from mlc_min.loop import batches_of, response_logps
-from mlc_min.states import last_position, last_token_states, position_ids, vocabulary_logits
+from mlc_min.states import last_token_states, vocabulary_logits
 
 BATCH = 32  # prompts a forward pass
 
@@ -63,74 +61,6 @@ def examine(model: PreTrainedModel, tokenizer: Tokenizer, task: Task, rows: list
         judged = record | reply
         records.append(judged | task.judge(judged) | {"log_odds": score, "tokens": len(ids)})
     return records
-
-
-@torch.no_grad()
-def states_by_layer(
-    model: PreTrainedModel, tokenizer: Tokenizer, rows: list[Row], languages: tuple[str, ...]
-) -> Tensor:
-    """Raw states of the last prompt token at every entry: (entries, rows, languages, d_h), float32."""
-    prompts, found = encode(rows, tokenizer, languages), []
-    for batch in tqdm(list(batches_of(prompts, BATCH)), "states", leave=False):
-        padded = {name: tensor.to(model.device) for name, tensor in pad(batch).items()}
-        positions = position_ids(padded["attention_mask"])
-        output = model.get_decoder()(**padded, position_ids=positions, use_cache=False, output_hidden_states=True)
-        last = last_position(padded["attention_mask"])
-        found.append(torch.stack([h[torch.arange(len(batch)), last].float().cpu() for h in output.hidden_states]))
-    return torch.cat(found, dim=1).unflatten(1, (len(rows), len(languages)))
-
-
-def silhouette(states: Tensor, labels: Tensor) -> float:
-    """Mean silhouette (Rousseeuw 1987) by cosine distance: (n, d) states in the groups of (n,) labels -> [-1, 1].
-
-    Of a state: (b - a) / max(a, b), a its mean distance to the others of its group, b that to the nearest other group.
-    Every group needs at least two members, and there must be two groups.
-    """
-    unit = states.double() / states.double().norm(dim=-1, keepdim=True)
-    distance = (1 - unit @ unit.T).clamp(min=0)
-    member = torch.nn.functional.one_hot(labels).double()  # (n, groups)
-    sums, sizes = distance @ member, member.sum(0)
-    own = (sums * member).sum(-1) / (member @ (sizes - 1))
-    other = torch.where(member.bool(), math.inf, sums / sizes).amin(-1)
-    return ((other - own) / torch.maximum(own, other)).mean().item()
-
-
-LAYER_FIGURES = (
-    "collinearity_raw", "collinearity_shuffled_raw", "retrieval_raw", "collinearity_centred",
-    "collinearity_shuffled_centred", "retrieval_centred", "silhouette_meaning", "silhouette_language",
-)  # fmt: skip
-
-
-def by_layer(states: Tensor) -> dict[str, list[float | None]]:
-    """Figures of each entry of (entries, N, m, d_h) states, raw and with the mean state of each language taken away;
-    None for an entry where all prompts have the same state.
-
-    collinearity: mean σ₁²/m of translations, and of unrelated prompts (_shuffled); retrieval: share of prompts whose
-    nearest English prompt is their translation; silhouette_meaning, silhouette_language: of raw states, grouped by
-    request and by language (LASA, arXiv 2604.12710).
-    """
-    n, m = states.shape[1:3]
-    meaning, language = torch.arange(n).repeat_interleave(m), torch.arange(m).repeat(n)
-    figures: dict[str, list[float | None]] = {name: [] for name in LAYER_FIGURES}
-    for entry in states:
-        flat, centred = entry.flatten(0, 1), entry - entry.mean(0)
-        if (centred.abs().amax(-1) < 1e-6).any():  # entry 0 is the embedding of the same token for every prompt
-            values = [None] * len(LAYER_FIGURES)
-        else:
-            values = [figure for own in (entry, centred) for figure in (
-                collinearity(own).mean().item(), collinearity(shuffle_groups(own)).mean().item(),
-                retrieval_accuracy(own)[1:].mean().item(),
-            )]  # fmt: skip
-            values += [silhouette(flat, meaning), silhouette(flat, language)]
-        for name, value in zip(LAYER_FIGURES, values, strict=True):
-            figures[name].append(value)
-    return figures
-
-
-def suggested_layer(figures: dict[str, list[float]], least: int = 1) -> int:
-    """LASA's choice: the entry, from `least` on, where silhouette by meaning exceeds that by language the most."""
-    both = list(zip(figures["silhouette_meaning"], figures["silhouette_language"], strict=True))
-    return max(range(least, len(both)), key=lambda entry: both[entry][0] - both[entry][1])
 
 
 def own_texts(model: PreTrainedModel, tokenizer: Tokenizer, openings: dict[str, list[str]]) -> dict[str, list]:

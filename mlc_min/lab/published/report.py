@@ -5,7 +5,7 @@ from statistics import fmean, geometric_mean
 
 import numpy as np
 
-from mlc_min.evaluation.pictures import NAMES, finish, panels_on_canvas, plain, save, style
+from mlc_min.evaluation.pictures import NAMES, finish, panels_on_canvas, plain, style
 from mlc_min.evaluation.report import figure, markdown_table, p_value
 from mlc_min.lab.published.measure import comparisons
 from mlc_min.lab.published.rows import ANY_LANGUAGE
@@ -185,27 +185,3 @@ def plot_languages(task: Task, figures: dict, path: Path) -> None:
     panels[1].set_xticks(range(len(labels)), labels, rotation=25, ha="right", rotation_mode="anchor")
     panels[1].set_xlabel("* in no training step", loc="right")
     finish(canvas, panels[0], path, "upper", 4)
-
-
-def plot_layers(layers: dict[str, dict], path: Path) -> None:
-    """By layer: collinearity of translations and of unrelated prompts, raw and centred by language; silhouettes.
-    A column a model."""
-    size = (2.6 * len(layers) + 1, 7.5)
-    canvas, panels = panels_on_canvas(3, len(layers), size=size, grid=True, sharex=True, sharey="row", squeeze=False)
-    lines = (
-        ("σ₁²/m, raw", ("collinearity_raw", "translations", 2), ("collinearity_shuffled_raw", "unrelated", 1)),
-        ("σ₁²/m, centred by language", ("collinearity_centred", "translations", 2),
-         ("collinearity_shuffled_centred", "unrelated", 1)),
-        ("silhouette, raw", ("silhouette_meaning", "by meaning", 4), ("silhouette_language", "by language", 3)),
-    )  # fmt: skip
-    for column, (name, figures) in enumerate(layers.items()):
-        for axes, (title, *curves) in zip(panels[:, column], lines, strict=True):
-            for key, label, number in curves:
-                points = [(k, value) for k, value in enumerate(figures[key]) if value is not None]
-                axes.plot(*zip(*points, strict=True), **style(number, 4, line=1), label=label)
-            if not column:
-                axes.set_ylabel(title)
-                axes.legend(frameon=False, fontsize=8)
-        panels[0, column].set_title(plain(name), fontsize=10)
-        panels[2, column].set_xlabel("entry of hidden_states")
-    save(canvas, path)

@@ -12,12 +12,13 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from mlc_min.evaluation.layers import by_layer, states_by_layer, suggested_layer
 from mlc_min.evaluation.metrics import summarize
 from mlc_min.evaluation.records import write_records
 from mlc_min.examples import Example, Row, encode_rows
 from mlc_min.lab.experiment import slug
 from mlc_min.lab.published import measure
-from mlc_min.lab.published.measure import by_layer, perplexity, states_by_layer
+from mlc_min.lab.published.measure import perplexity
 from mlc_min.lab.published.tasks import Task, openings
 from mlc_min.machinery.files import save_folder, write_atomically, write_json
 from mlc_min.machinery.log import hardware, versions
@@ -150,7 +151,7 @@ def trained(bench: Bench, name: str, seed: int, changes: dict) -> tuple[PreTrain
     if (ROWS[name] or {}).get("mlc_layer") == 0:
         seen = bench.task.train[:: len(bench.task.train) // PROBES]
         figures = by_layer(states_by_layer(model, tokenizer, seen, bench.task.languages))
-        config.mlc_layer = measure.suggested_layer(figures, layers // 2 + 1)  # below it nothing would learn
+        config.mlc_layer = suggested_layer(figures, layers // 2 + 1)  # below it nothing would learn
     if name != START or not start.exists():
         examples = examples_of(bench.task, tokenizer, config, name == ANY_LANGUAGE)
         print(f"\n{name}, seed {seed}: {config.steps} steps of {config.batch_size * config.accumulation}", flush=True)
