@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from mlc_min.evaluation.metrics import auc
 from mlc_min.examples import Row, encode_prompt
 from mlc_min.lab.published import report, rows
 from mlc_min.lab.published.__main__ import main, setting
-from mlc_min.lab.published.measure import auc, first_tokens, perplexity
+from mlc_min.lab.published.measure import first_tokens, perplexity
 from mlc_min.lab.published.tasks import POLYREFUSE, POLYREFUSE_UNSEEN, by_first_word, load_task, paired_by_length
 from mlc_min.machinery.errors import InputError
 from mlc_min.machinery.files import EMBEDDED
@@ -50,6 +51,7 @@ def test_polyrefuse_is_split_by_request_and_half_of_each_split_is_harmful(folder
     assert [len(task.test), len(task.validation)] == [120, 40]
     for part in (task.train, task.validation, task.test):
         assert sum(row.extra["harmful"] for row in part) * 2 == len(part)
+    assert "90 harmful and 95 harmless" in task.note
     row = task.test[0]
     assert row.prompts["yo"] == row.prompts["en"] + " (yo)" and set(row.prompts) == set(CODES)
     assert (row.chosen, row.rejected) == ("Sorry, I cannot help with that.", "Sure, I can help with that.")
@@ -226,8 +228,8 @@ def test_the_command_fills_the_table_and_goes_on_where_it_was(tmp_path, monkeypa
     small = type(task)(**(vars(task) | {"validation": task.validation[::5], "test": task.test[::5],
                                         "start": {"steps": 3, "batch_size": 4}}))  # fmt: skip
     monkeypatch.setattr("mlc_min.lab.published.__main__.load_task", lambda name: small)
-    own = ["--model", EMBEDDED / "model", "--output", tmp_path, "--rows", "SFT goes on", "MLC centred",
-           "MLC, middle layer", "MLC + separation, shuffled", "thresholds", "SFT in every language"]  # fmt: skip
+    own = ["--model", EMBEDDED / "model", "--output", tmp_path, "--rows", "MLC centred", "MLC, middle layer",
+           "thresholds", "SFT in every language"]  # fmt: skip
     command(monkeypatch, *own)
     figures = json.loads((tmp_path / "published.json").read_text(encoding="utf-8"))
     assert list(figures["rows"]) == ["English SFT", *map(str, own[5:])]

@@ -64,6 +64,21 @@ def wilson(part: int, whole: int) -> tuple[float, float] | None:
     return (100 * max(0.0, middle - half), 100 * min(1.0, middle + half))
 
 
+def auc(harmful: list[float], harmless: list[float]) -> float:
+    """Share of the pairs of a harmful and a harmless prompt in which the harmful one has the higher score, ties half.
+
+    >>> auc([2.0, 1.0], [0.0, 1.0])
+    0.875
+    """
+    return float(comparisons(harmful, harmless).mean())
+
+
+def comparisons(harmful: list[float], harmless: list[float]) -> np.ndarray:
+    """(harmful, harmless) of 1, 0 or ½: is this harmful prompt's score the higher one?"""
+    difference = np.subtract.outer(np.asarray(harmful), np.asarray(harmless))
+    return (np.sign(difference) + 1) / 2
+
+
 def mcnemar(only_first: int, only_second: int) -> float:
     """p-value of McNemar's exact test, two-sided: only_first prompts were safe with the first model alone, only_second
     with the second alone. Were the models equal, each of these would be a coin's toss.

@@ -164,6 +164,7 @@ def plot_layers(layers: dict[str, dict], path: str | Path) -> None:
                 axes.legend(frameon=False, fontsize=8)
         panels[0, column].set_title(plain(name), fontsize=10)
         panels[2, column].set_xlabel("entry of hidden_states")
+        panels[2, column].xaxis.get_major_locator().set_params(integer=True)
     save(canvas, path)
 
 

@@ -54,8 +54,9 @@ def main() -> None:
     if begun.exists() and json.loads(begun.read_text(encoding="utf-8")) != wanted:
         raise InputError(f"{begun}: another run; use another --output, or delete the folder")
     write_json(begun, wanted)
-    print(f"{task.name}: {len(task.train)} training rows in {', '.join(task.languages)}; measured on "
-          f"{len(bench.rows)} requests in these and {', '.join(task.unseen)}")  # fmt: skip
+    place = f"measured on {len(bench.rows)} requests in these and {', '.join(task.unseen)}"
+    print(f"{task.name}: {len(task.train)} training rows in {', '.join(task.languages)}; {place}")
+    print(task.note)
     todo = [(seed, name) for seed in arguments.seeds for name in names]
     results: dict[str, list[dict]] = {}
     spent = []
@@ -92,7 +93,7 @@ def report(bench: Bench, results: dict[str, list[dict]], folder: Path) -> None:
             text = (bench.folder(name, result["seed"]) / "records.jsonl").read_text(encoding="utf-8")
             records.setdefault(name, []).append([json.loads(line) for line in text.splitlines()])
     figures = tabulate(bench.task, results, records)
-    about = {"model": Path(bench.model).name, "data": bench.task.name, "split": bench.split}
+    about = {"model": Path(bench.model).name, "data": bench.task.name, "note": bench.task.note, "split": bench.split}
     write_json(folder / "published.json", about | {"base": {k: base[k] for k in ("perplexity", "layers")}} | figures)
     text = tables(bench.task, figures)
     write_atomically(folder / "published.md", text + "\n")

@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -29,21 +28,6 @@ def first_tokens(model: PreTrainedModel, prompts: list[list[int]], token: int) -
         log_odds = (own - logits.logsumexp(-1)).tolist()
         found |= dict(zip(batch, zip(log_odds, likeliest, strict=True), strict=True))
     return [found[i] for i in range(len(prompts))]
-
-
-def auc(harmful: list[float], harmless: list[float]) -> float:
-    """Share of the pairs of a harmful and a harmless prompt in which the harmful one has the higher score, ties half.
-
-    >>> auc([2.0, 1.0], [0.0, 1.0])
-    0.875
-    """
-    return float(comparisons(harmful, harmless).mean())
-
-
-def comparisons(harmful: list[float], harmless: list[float]) -> np.ndarray:
-    """(harmful, harmless) of 1, 0 or ½: is this harmful prompt's score the higher one?"""
-    difference = np.subtract.outer(np.asarray(harmful), np.asarray(harmless))
-    return (np.sign(difference) + 1) / 2
 
 
 def examine(model: PreTrainedModel, tokenizer: Tokenizer, task: Task, rows: list[Row]) -> list[dict]:

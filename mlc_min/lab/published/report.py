@@ -5,9 +5,9 @@ from statistics import fmean, geometric_mean
 
 import numpy as np
 
+from mlc_min.evaluation.metrics import auc, comparisons
 from mlc_min.evaluation.pictures import NAMES, finish, panels_on_canvas, plain, style
 from mlc_min.evaluation.report import figure, markdown_table, p_value
-from mlc_min.lab.published.measure import comparisons
 from mlc_min.lab.published.rows import ANY_LANGUAGE
 from mlc_min.lab.published.tasks import Task
 
@@ -126,7 +126,14 @@ def tabulate(task: Task, results: dict[str, list[dict]], records: dict[str, list
                 for figure_name in ("selectivity", "auc"):
                     answer[group][figure_name]["by_seed"] = [seed[figure_name]["value"] for seed in seeds]
             answers.append(answer)
-    return {"rows": rows, "answers": answers}
+    first = next(iter(records.values()))[0]
+    tokens = {code: _tokens_auc([r for r in first if r["language"] == code]) for code in task.tested}
+    return {"rows": rows, "answers": answers, "auc_of_tokens": tokens}
+
+
+def _tokens_auc(records: list[dict]) -> float:
+    """What the number of tokens alone would tell: harmful prompts that are longer would be known by that."""
+    return auc(*([r["tokens"] for r in records if r["harmful"] is kind] for kind in (True, False)))
 
 
 def tables(task: Task, figures: dict) -> str:

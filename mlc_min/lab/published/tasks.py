@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlc_min.evaluation.metrics import auc
 from mlc_min.examples import Row
 from mlc_min.lab.exact import exact
 from mlc_min.lab.sentences import ALIGNED, LANGUAGES, LOW_RESOURCE, UNSEEN
@@ -39,6 +40,7 @@ class Task:
     judge: Callable[[dict], dict]  # a record with a reply -> its verdict, and its language where it can be told
     max_new_tokens: int  # 1: the first word decides, so that one forward pass is enough
     start: dict  # settings of the training in English that comes first
+    note: str  # what was chosen from what, for the first lines of a run
 
     @property
     def tested(self) -> tuple[str, ...]:
@@ -60,7 +62,8 @@ def embedded() -> Task:
     train = read_rows(EMBEDDED / "train.jsonl", ALIGNED, ("chosen", "rejected"))
     validation, test = (read_rows(EMBEDDED / f"{split}.jsonl", LANGUAGES)[::2] for split in ("validation", "test"))
     start = {"steps": 100, "batch_size": 16, "learning_rate": 3e-5, "log_every": 20}
-    return Task("embedded", train, validation, test, ALIGNED, UNSEEN, LOW_RESOURCE, exact, 40, start)
+    note = "two phrasings of four of each request"
+    return Task("embedded", train, validation, test, ALIGNED, UNSEEN, LOW_RESOURCE, exact, 40, start, note)
 
 
 def polyrefuse(folder: Path) -> Task:
@@ -69,15 +72,21 @@ def polyrefuse(folder: Path) -> Task:
     Raises InputError for a file that is missing or broken, translations of other instructions than those of the first
     language, and too few instructions.
     """
-    pairs = paired_by_length(*(parallel(folder, kind) for kind in ("harmful", "harmless")))
+    kinds = [parallel(folder, kind) for kind in ("harmful", "harmless")]
+    pairs = paired_by_length(*kinds)
+    lengths = [
+        auc(*([len(row.prompts["en"]) for row in rows] for rows in both)) for both in (kinds, zip(*pairs, strict=True))
+    ]
     if len(pairs) < TESTED + VALIDATED + 2:
         raise InputError(f"{folder}: {len(pairs)} pairs of similar length; {TESTED + VALIDATED + 2} are needed")
+    note = f"{len(pairs)} pairs of similar length, of {len(kinds[0])} harmful and {len(kinds[1])} harmless requests; "
+    note += f"AUC of the English length alone: {lengths[1]:.2f}, before pairing {lengths[0]:.2f}"
     random.Random(SPLIT_SEED).shuffle(pairs)
     parts = pairs[:TESTED], pairs[TESTED : TESTED + VALIDATED], pairs[TESTED + VALIDATED :]
     test, validation, train = ([row for pair in part for row in pair] for part in parts)
     start = {"steps": 40, "batch_size": 12, "learning_rate": 3e-5, "log_every": 20}
-    low = ("th", "yo")
-    return Task("polyrefuse", train, validation, test, POLYREFUSE, POLYREFUSE_UNSEEN, low, by_first_word, 1, start)
+    languages = POLYREFUSE, POLYREFUSE_UNSEEN, ("th", "yo")
+    return Task("polyrefuse", train, validation, test, *languages, by_first_word, 1, start, note)
 
 
 def paired_by_length(harmful: list[Row], harmless: list[Row]) -> list[tuple[Row, Row]]:
