@@ -29,11 +29,11 @@ PAPER = {"mlc_weight": 0.8, "mlc_tau": 0.2, "mlc_layer": -1}
 CENTRED = PAPER | {"mlc_weight": 1.0, "extractor": "identity", "center_languages": "running"}
 SEPARATE = PAPER | {"separate_weight": 1.0}
 SHUFFLED = {"shuffle_translations": True}
-START, THRESHOLDS, ANY_LANGUAGE = "English SFT", "thresholds", "SFT in every language"
+START, PLAIN, THRESHOLDS, ANY_LANGUAGE = "English SFT", "SFT goes on", "thresholds", "SFT in every language"
 # What each row changes in the further training. None: nothing is trained.
 ROWS: dict[str, dict | None] = {
     START: None,
-    "SFT goes on": {},
+    PLAIN: {},
     "MLC": PAPER,
     "MLC, shuffled": PAPER | SHUFFLED,
     "MLC centred": CENTRED,
@@ -47,7 +47,7 @@ ROWS: dict[str, dict | None] = {
     "DPO goes on": {"method": "dpo"},
     "DPO + MLC centred": CENTRED | {"method": "dpo"},
 }
-MAIN = (START, "SFT goes on", "MLC", "MLC, shuffled", "MLC centred", "MLC centred, shuffled", ANY_LANGUAGE)
+MAIN = (START, PLAIN, "MLC", "MLC, shuffled", "MLC centred", "MLC centred, shuffled", ANY_LANGUAGE)
 FURTHER = {"steps": 40, "batch_size": 4, "learning_rate": 2e-5, "mlc_parts": 4, "log_every": 20}
 LABELLED = 2  # prompts of each kind and language that a threshold is set from
 PROBES = 20  # validation requests that the layers' figures are of
