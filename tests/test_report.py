@@ -180,7 +180,7 @@ def texts_of(canvas) -> list[str]:
 
 def test_the_pictures_show_the_stars_and_every_name_letter_by_letter(tmp_path, records, monkeypatch):
     shown: list = []
-    monkeypatch.setattr("mlc_min.evaluation.pictures._save", lambda canvas, path: shown.append(canvas))
+    monkeypatch.setattr("mlc_min.evaluation.pictures.save", lambda canvas, path: shown.append(canvas))
     names = ("_hidden", "a $x^{ b", "$a$")
     runs = {name: [summarize(records, ("en",))] for name in names}
     plot_rates(runs, tmp_path / "a.png")
@@ -214,7 +214,7 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, records, 
 
 def test_replies_whose_language_cannot_be_told_have_no_marker_below(tmp_path, records, monkeypatch):
     shown: list = []
-    monkeypatch.setattr("mlc_min.evaluation.pictures._save", lambda canvas, path: shown.append(canvas))
+    monkeypatch.setattr("mlc_min.evaluation.pictures.save", lambda canvas, path: shown.append(canvas))
     known = [record for record in records if record["language"] == "en"]
     unknown = [{k: v for k, v in r.items() if k != "reply_language"} for r in records if r["language"] == "ko"]
     plot_rates({"m": [summarize(known + unknown)]}, tmp_path / "a.png")
