@@ -1,5 +1,7 @@
 """The tutorials: every block runs and prints what the page says, pictures come out the same, solutions pass."""
 
+import doctest
+import itertools
 import json
 import os
 import re
@@ -15,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tutorials"))
 
 import run as tutorial  # noqa: E402  tutorials/run.py
+import terminal  # noqa: E402  tutorials/terminal.py
 
 from mlc_min.machinery.errors import InputError  # noqa: E402
 
@@ -47,7 +50,8 @@ def test_every_block_prints_what_the_page_says_and_every_picture_is_the_committe
     monkeypatch.chdir(tmp_path)  # what a page writes shall not land in the checkout
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the commands that page 7 starts
     pyplot.switch_backend("Agg")
-    (tmp_path / "tutorials" / "pictures").mkdir(parents=True)
+    for folder in ("tutorials/pictures", "runs/tutorials"):
+        (tmp_path / folder).mkdir(parents=True)
     namespace: dict = {"__name__": "__main__"}
     steps, _ = tutorial.parse(text_of(page))
     for step in steps:
@@ -56,10 +60,10 @@ def test_every_block_prints_what_the_page_says_and_every_picture_is_the_committe
             f"{page.name}, line {step.line}, printed\n{printed}\nand the page says\n{step.expected}"
         )
     pyplot.close("all")
-    drawn = {path.name for path in (tmp_path / "tutorials" / "pictures").iterdir()}
-    assert drawn == set(re.findall(r"\]\(pictures/(.+?)\)", text_of(page)))
-    for name in drawn:
-        fresh = pyplot.imread(tmp_path / "tutorials" / "pictures" / name)
+    drawn = {path.name: path for path in tmp_path.rglob("*.png")}
+    assert set(drawn) == set(re.findall(r"\]\(pictures/(.+?)\)", text_of(page)))
+    for name, path in drawn.items():
+        fresh = pyplot.imread(path)
         committed = pyplot.imread(ROOT / "tutorials" / "pictures" / name)
         assert fresh.shape == committed.shape
         # On another machine a training run may move a dot or a bar.
@@ -77,6 +81,16 @@ def test_every_page_has_a_question_a_prediction_a_warning_and_an_exercise(page):
     assert sum(step.expected is not None for step in steps) >= 3
     # Each `text` block belongs to a step: none stands where nobody compares it.
     assert len(re.findall(r"^```text$", text, re.MULTILINE)) == sum(step.expected is not None for step in steps)
+
+
+@every_page
+def test_every_formula_is_one_line_of_unicode_in_a_terminal(page):
+    prose = tutorial.without_outputs(text_of(page))
+    for display, inline in terminal.MATH.findall(prose):
+        line = terminal.one_line(display or inline)
+        assert not set(line) & set("\\{}$\n") - set("{}" if "\\{" in inline else ""), line
+    shown = terminal.as_text(prose, itertools.count(1))
+    assert "```math" not in shown and "$`" not in shown and "![" not in shown and "~~~" not in shown
 
 
 def test_links_lead_somewhere():
@@ -99,6 +113,10 @@ def test_flags_of_the_commands_that_no_test_runs_exist(module, monkeypatch, caps
 
 
 # --- the runner ---
+
+
+def test_the_examples_in_the_runners_docstrings_hold():
+    assert [doctest.testmod(module).failed for module in (tutorial, terminal)] == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -136,21 +154,55 @@ Prose.
 print("x is", x)
 ```
 
+Predict: what is x?
+
+```python
+print("x is still", x)
+```
+
+<details>
+<summary>A hint</summary>
+
+Think of $`\\sigma_1`$.
+
+</details>
+
+<details>
+<summary>A solution</summary>
+
 ~~~python
 raise SystemExit("a solution is not run")
 ~~~
 
+</details>
+
 The end.
 """
+FOLDED = PAGE.replace("```\n```text", "```\n\n<details>\n<summary>Output</summary>\n\n```text").replace(
+    "0.67\n```", "0.67\n```\n\n</details>"
+)
 
 
 @pytest.fixture
 def page(tmp_path, monkeypatch):
     monkeypatch.setattr(tutorial, "FOLDER", tmp_path)
+    monkeypatch.setattr(tutorial, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "09-page.md"
-    path.write_text(PAGE, encoding="utf-8")
+    path.write_text(FOLDED, encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def answer(monkeypatch):
+    """answer("", "q") types these lines, one at each question; returns the list of the questions."""
+
+    def script(*lines):
+        asked, waiting = [], iter(lines)
+        monkeypatch.setattr("builtins.input", lambda question: (asked.append(question), next(waiting))[1])
+        return asked
+
+    return script
 
 
 def start(monkeypatch, *arguments) -> int:
@@ -160,26 +212,76 @@ def start(monkeypatch, *arguments) -> int:
     return stopped.value.code
 
 
-def test_all_runs_every_block_in_one_namespace_and_not_the_solution(page, monkeypatch, capsys):
+@pytest.mark.parametrize("text", [PAGE, FOLDED])
+def test_all_runs_every_block_in_one_namespace_and_not_the_solution(page, text, monkeypatch, capsys):
+    page.write_text(text, encoding="utf-8")
     assert start(monkeypatch, "9", "--all") == 0
     output = capsys.readouterr().out
     assert "0.6666666666666666" in output and "x is 2" in output and "every output is as the page says" in output
+    assert "▸ A hint (folded; --hint 1 shows it)" in output and "▸ A solution (folded; --solution" in output
+    assert "a solution is not run" not in output and "<details>" not in output and "Output" not in output
 
 
-def test_stepping_waits_before_each_block_and_q_ends(page, monkeypatch, capsys):
-    answers = iter(["", "q"])
-    monkeypatch.setattr("builtins.input", lambda question: next(answers))
+def test_stepping_waits_before_each_block_and_q_ends(page, monkeypatch, capsys, answer):
+    answer("", "q")
     assert start(monkeypatch, "09") == 0
     output = capsys.readouterr().out
     assert "0.6666666666666666" in output and "x is 2" not in output
 
 
-def test_an_output_that_differs_is_shown_and_ends_with_1_and_write_mends_the_page(page, monkeypatch, capsys):
+def test_a_prediction_is_asked_for_before_the_code_is_shown_and_compared_with_the_output(
+    page, monkeypatch, capsys, answer
+):
+    asked = answer("", "", "three", "", "")
+    assert start(monkeypatch, "9") == 0
+    output = capsys.readouterr().out
+    assert [("predict" in question) for question in asked] == [False, False, True, False, False]
+    assert output.index("x is still 2") < output.index("you predicted: three")
+
+
+def test_p_opens_python_among_the_variables_of_the_page(page, monkeypatch, capsys, answer):
+    asked = answer("", "p", "x = x + 40", "exit()", "p", "exit()", "", "42", "q")
+    assert start(monkeypatch, "9") == 0
+    assert "x is 42" in capsys.readouterr().out and asked.count(">>> ") == 3
+
+
+def test_output_comes_while_the_block_runs(page):
+    class Screen(list):
+        write, flush = list.append, lambda self: self.append("flush")
+
+    screen = Screen()
+    (first, *_), _ = tutorial.parse("```python\nprint('now')\nscreen.append('the block goes on')\n```\n")
+    assert tutorial.execute(first, page, {"screen": screen}, screen) == "now\n"
+    assert screen.index("now") < screen.index("flush") < screen.index("the block goes on")
+
+
+def test_hint_and_solution_are_shown_when_asked_for(page, monkeypatch, capsys):
+    for arguments, expected in ((("--hint", "1"), "Think of $`\\sigma_1`$."), (("--solution",), "~~~python\nraise")):
+        monkeypatch.setattr(sys, "argv", ["run.py", "9", *arguments])
+        tutorial.main()
+        assert capsys.readouterr().out.startswith(expected)
+    monkeypatch.setattr(sys, "argv", ["run.py", "9", "--hint", "2"])
+    with pytest.raises(InputError, match="--hint 2: page 09 has hints 1 to 1"):
+        tutorial.main()
+
+
+def test_an_output_that_differs_is_shown_and_ends_with_1_and_write_mends_and_folds_the_page(page, monkeypatch, capsys):
     page.write_text(PAGE.replace("0.67", "0.76"), encoding="utf-8")
     assert start(monkeypatch, "9", "--all") == 1
-    assert "1 of 2 outputs differ" in capsys.readouterr().out
+    assert "1 of 3 outputs differ" in capsys.readouterr().out
     assert start(monkeypatch, "9", "--write") == 0
-    assert text_of(page) == PAGE.replace("0.67", "0.6666666666666666")
+    assert text_of(page) == FOLDED.replace("0.67", "0.6666666666666666")
+
+
+def test_folding_changes_a_page_once_and_none_of_its_steps():
+    def without_places(text):
+        return [(step.prose, step.code, step.expected) for step in tutorial.parse(text)[0]]
+
+    assert tutorial.fold(PAGE) == tutorial.fold(FOLDED) == FOLDED
+    assert without_places(PAGE) == without_places(FOLDED)
+    for page in PAGES:
+        once = tutorial.fold(text_of(page))
+        assert tutorial.fold(once) == once and without_places(once) == without_places(text_of(page))
 
 
 def test_an_error_in_a_block_names_the_line_of_the_page(page, monkeypatch, capsys):
@@ -240,22 +342,33 @@ def test_an_empty_exercise_waits_and_a_wrong_one_is_told_which_invariants_fail(c
 # --- as a notebook ---
 
 
+def test_a_notebook_has_the_pages_code_and_its_formulas_pictures_and_links_as_jupyter_writes_them(page, monkeypatch):
+    for path in PAGES:
+        (page.parent / path.name).write_text(text_of(path), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["run.py", "--notebooks"])
+    tutorial.main()
+    for path in PAGES:
+        notebook = json.loads(text_of(page.parent / f"{path.stem}.ipynb"))
+        first, *code = [cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        steps, _ = tutorial.parse(text_of(path))
+        assert "os.chdir" in first and code == [step.code.rstrip("\n") for step in steps]
+        prose = "\n".join(cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+        assert "```math" not in prose and "$`" not in prose
+        assert prose.count("<summary>Output</summary>") == sum(step.expected is not None for step in steps)
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", prose):
+            assert (page.parent / target).exists() or (path.parent / target).exists(), target
+    text = json.dumps(json.loads(text_of(page.with_suffix(".ipynb"))), ensure_ascii=False)
+    assert "$\\\\sigma_1$" in text
+
+
 @pytest.mark.slow
-def test_a_page_opens_as_a_notebook_and_its_cells_run(tmp_path, monkeypatch):
-    pytest.importorskip("jupytext", reason="needs pip install jupytext jupyterlab")
-    nbclient = pytest.importorskip("nbclient", reason="needs pip install jupytext jupyterlab")
+def test_a_notebook_is_valid_and_its_cells_run_wherever_it_lies(tmp_path, monkeypatch):
+    nbclient = pytest.importorskip("nbclient", reason="needs pip install jupyterlab")
     import nbformat
 
-    line = next(line for line in text_of(ROOT / "README.md").splitlines() if "jupytext --to" in line)
-    install, convert, open_it = line.split(" && ")
-    assert install == "pip install jupytext jupyterlab" and open_it == "jupyter lab page.ipynb"
     (page,) = (page for page in PAGES if page.name.startswith("03"))
-    (tmp_path / "tutorials" / "pictures").mkdir(parents=True)
-    (tmp_path / "tutorials" / page.name).write_text(text_of(page), encoding="utf-8")
-    subprocess.run(f"{sys.executable} -m {convert}", shell=True, cwd=tmp_path, check=True, capture_output=True)
-    notebook = nbformat.read(tmp_path / "page.ipynb", as_version=4)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert [cell.source for cell in code] == [step.code.rstrip("\n") for step in tutorial.parse(text_of(page))[0]]
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for a reader the notebook lies in the checkout
+    notebook = nbformat.from_dict(tutorial.as_notebook(*tutorial.parse(text_of(page)), ROOT))
+    nbformat.validate(notebook)
     nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert "0.0589" in json.dumps(code)
