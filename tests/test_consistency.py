@@ -69,6 +69,7 @@ def gradient(x, **kwargs):
 @both_forms
 @groups
 def test_loss_equals_numpy_in_float64(form, n, m, d, seed):
+    """Usually rows were not divided by their lengths, or float64 became float32, or a sum stands for the mean."""
     x = normal(seed, n, m, d)
     for tau in (0.05, 0.2, 1.0):
         assert mlc_loss(x.double(), tau, form).item() == pytest.approx(numpy_loss(x, tau, form), rel=1e-9, abs=1e-12)
@@ -98,12 +99,14 @@ def test_squared_singular_values_are_the_gram_eigenvalues_largest_first_and_sum_
     ],
 )
 def test_floor_has_the_value_of_its_formula(m, d, form, floor):
+    """Usually r is m and not min(m, d), or σ₁ = √m is missing in the paper's form."""
     assert mlc_floor(m, d, 0.2, form) == pytest.approx(floor, rel=1e-5)
 
 
 @both_forms
 @groups
 def test_rows_on_one_line_reach_the_floor_whatever_their_signs_and_lengths(form, n, m, d, seed):
+    """Usually the rows were not divided by their lengths, or zeros among σ were dropped."""
     line, factors = normal(seed, n, 1, d), normal(seed + 1, n, m, 1)
     x = line * (factors.sign() * (0.1 + factors.abs()))
     assert mlc_loss(x, form=form).item() == pytest.approx(mlc_floor(m, d, form=form), **close)
@@ -113,6 +116,7 @@ def test_rows_on_one_line_reach_the_floor_whatever_their_signs_and_lengths(form,
 @both_forms
 @given(m=st.integers(1, 6), extra=st.integers(0, 3), seed=st.integers(0, 10**6))
 def test_orthogonal_rows_reach_the_ceiling_log_r(form, m, extra, seed):
+    """Usually the softmax is not over all r singular values of one prompt."""
     x = orthogonal(seed, m + extra)[None, :m] * (0.1 + normal(seed, m, 1).abs())
     assert mlc_loss(x.float(), form=form).item() == pytest.approx(math.log(m), **close)
     assert mlc_ceiling(m, m + extra) == pytest.approx(math.log(m))
@@ -130,6 +134,7 @@ def test_more_languages_than_dimensions_reach_log_d_when_spread_evenly(form, d, 
 @both_forms
 @groups
 def test_loss_lies_between_floor_and_ceiling(form, n, m, d, seed):
+    """Usually the sign is wrong, or τ multiplies where it should divide."""
     loss = mlc_loss(normal(seed, n, m, d, dtype=torch.float64), form=form).item()
     assert mlc_floor(m, d, form=form) - 1e-9 <= loss <= mlc_ceiling(m, d) + 1e-9
 
@@ -161,6 +166,7 @@ def test_moving_a_row_towards_the_leading_direction_never_raises_the_loss(form, 
 @both_forms
 @groups
 def test_loss_is_unchanged_by_the_order_of_languages(form, n, m, d, seed):
+    """Usually the first language is treated apart; the loss has no anchor."""
     x = normal(seed, n, m, d)
     order = torch.randperm(m, generator=torch.Generator().manual_seed(seed))
     assert mlc_loss(x[:, order], form=form).item() == pytest.approx(mlc_loss(x, form=form).item(), **close)
@@ -169,6 +175,7 @@ def test_loss_is_unchanged_by_the_order_of_languages(form, n, m, d, seed):
 @both_forms
 @groups
 def test_loss_is_unchanged_by_a_rotation_of_the_space(form, n, m, d, seed):
+    """Usually entries of the rows are used beside their singular values."""
     x = normal(seed, n, m, d)
     turned = (x.double() @ orthogonal(seed + 1, d)).float()
     assert mlc_loss(turned, form=form).item() == pytest.approx(mlc_loss(x, form=form).item(), **close)
@@ -177,6 +184,7 @@ def test_loss_is_unchanged_by_a_rotation_of_the_space(form, n, m, d, seed):
 @both_forms
 @groups
 def test_loss_is_unchanged_by_a_sign_flip_of_any_row(form, n, m, d, seed):
+    """Usually cosines or a mean row are used in place of singular values."""
     x = normal(seed, n, m, d)
     flipped = x * normal(seed + 1, n, m, 1).sign()
     assert mlc_loss(flipped, form=form).item() == pytest.approx(mlc_loss(x, form=form).item(), **close)
@@ -252,6 +260,7 @@ def test_gradient_of_the_paper_form_and_of_the_cosine_loss_passes_gradcheck(m, d
 
 @pytest.mark.parametrize(("m", "d"), [(3, 5), (5, 3)])
 def test_official_gradient_treats_sigma_1_in_the_denominator_as_a_constant(m, d):
+    """Usually `.detach()` is missing: σ₁ in the denominator is a number without a gradient."""
     x = normal(m, 1, m, d, dtype=torch.float64)
     constant = 0.2 * np.linalg.svd(numpy_unit_rows(x), compute_uv=False)[0, 0]
     official = gradient(x, form="official").numpy()
@@ -298,6 +307,7 @@ def test_rows_without_a_direction_are_refused(function, value, message):
 
 @pytest.mark.parametrize("shape", [(5,), (4, 5), (1, 3, 4, 5), (0, 4, 5), (3, 0, 5), (3, 4, 0)])
 def test_wrong_or_empty_shapes_are_refused_and_shown(shape):
+    """Usually a shape with a 0 gives NaN silently; the message has to show the shape."""
     with pytest.raises(ValueError, match=str(shape).replace("(", r"\(").replace(")", r"\)")):
         mlc_loss(torch.ones(shape))
 
@@ -307,6 +317,7 @@ def test_wrong_or_empty_shapes_are_refused_and_shown(shape):
     [({"tau": 0.0}, "tau"), ({"tau": -0.2}, "tau"), ({"tau": math.nan}, "tau"), ({"form": "other"}, "other")],
 )
 def test_wrong_settings_are_refused_by_name(kwargs, message):
+    """Usually NaN passes `tau <= 0`, which is False for it: ask `not tau > 0`."""
     with pytest.raises(ValueError, match=message):
         mlc_loss(normal(0, 2, 3, 4), **kwargs)
 
@@ -375,6 +386,7 @@ def test_no_gradient_goes_through_the_means():
 
 @groups
 def test_one_minus_collinearity_is_the_relative_error_of_the_best_rank_1_approximation(n, m, d, seed):
+    """Usually σ₁ is not squared, or not divided by m, or the result still carries a gradient."""
     x = normal(seed, n, m, d)
     assert not collinearity(x.clone().requires_grad_()).requires_grad
     z = numpy_unit_rows(x)
@@ -385,6 +397,7 @@ def test_one_minus_collinearity_is_the_relative_error_of_the_best_rank_1_approxi
 
 
 def test_retrieval_accuracy_by_hand():
+    """Usually the dot product is used, which long rows win: divide each row by its length."""
     english = [[10.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]
     other = [[2.0, 1.0], [1.0, 2.0], [1.0, -0.1]]  # right; right by cosine, wrong by dot product; wrong
     wrong = [[0.0, 1.0], [-1.0, 0.0], [1.0, 0.0]]
@@ -393,12 +406,14 @@ def test_retrieval_accuracy_by_hand():
 
 
 def test_shuffle_moves_language_j_of_prompt_n_to_prompt_n_plus_j():
+    """Usually the move goes the other way, or wraps at m and not at N."""
     x = torch.tensor([[0, 1, 2], [10, 11, 12], [20, 21, 22]])[..., None]  # 10 · prompt + language
     assert shuffle_groups(x)[..., 0].tolist() == [[0, 21, 12], [10, 1, 22], [20, 11, 2]]
 
 
 @given(m=st.integers(1, 6), more=st.integers(0, 4))
 def test_shuffled_groups_never_hold_two_rows_of_one_prompt_and_lose_no_row(m, more):
+    """Usually a language left its column, or two languages moved by the same number."""
     n = m + more
     x = torch.cartesian_prod(torch.arange(n), torch.arange(m)).view(n, m, 2)  # (prompt, language)
     shuffled = shuffle_groups(x)

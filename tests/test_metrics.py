@@ -38,6 +38,7 @@ PAPER = {
 
 @pytest.mark.parametrize("name", PAPER)
 def test_avg_and_var_agree_with_the_papers_rows(name):
+    """Usually Var is of percentages, or divided by L - 1: it is of fractions, divided by L, times 100."""
     rates, avg, var = PAPER[name]
     # 180 prompts: k of them safe gives each printed rate back, so the verdicts can be rebuilt, order aside.
     safe = torch.tensor([[i < round(rate * 1.8) for rate in rates] for i in range(180)])
@@ -48,6 +49,7 @@ def test_avg_and_var_agree_with_the_papers_rows(name):
 
 
 def test_pairwise_agreement_of_a_hand_typed_table():
+    """Usually a language is paired with itself, or two unsafe verdicts do not count as the same."""
     # pairs that agree: row 1: 3 of 3; row 2: (ab) 1 of 3; row 3: (bc) 1 of 3; row 4: 3 of 3
     table = safety_table([[True, True, True], [True, True, False], [True, False, False], [False, False, False]])
     assert table["pag"] == pytest.approx((3 + 1 + 1 + 3) / 12)
@@ -105,6 +107,7 @@ def assert_same_table(table: dict, expected: dict):
 
 @given(tables(st.booleans()))
 def test_the_table_equals_explicit_loops_over_prompts_and_pairs(safe):
+    """Usually PAG is computed from rates: it needs the verdicts of each prompt."""
     assert_same_table(safety_table(safe), table_by_loops(safe))
 
 
@@ -117,16 +120,19 @@ def test_the_table_equals_explicit_loops_with_missing_verdicts_too(safe):
 
 @given(tables(st.booleans()))
 def test_tensors_arrays_and_lists_give_the_same_table(safe):
+    """Usually the result holds tensors, or a tensor's elements are compared with `is True`."""
     assert safety_table(safe) == safety_table(np.array(safe)) == safety_table(torch.tensor(safe))
 
 
 @pytest.mark.parametrize("verdict", [True, False])
 def test_always_the_same_verdict_has_pag_1_and_var_0(verdict):
+    """Usually only pairs of safe verdicts are counted as the same."""
     table = safety_table(torch.full((5, 4), verdict))
     assert (table["avg"], table["var"], table["pag"]) == (100.0 * verdict, 0.0, 1.0)
 
 
 def test_one_language_has_no_pair_and_so_no_pag():
+    """Usually L (L - 1) / 2 = 0 pairs are divided by."""
     assert safety_table([[True], [False]]) == {"rates": [50.0], "avg": 50.0, "var": 0.0, "pag": None}
 
 
@@ -149,10 +155,12 @@ def test_percent_of_nothing_is_no_figure():
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
 def test_wilsons_interval_agrees_with_the_published_values(part, whole, low, high):
+    """Usually z² / 2n was read as z² n / 2, or the result is not in percent."""
     assert wilson(part, whole) == pytest.approx((100 * low, 100 * high), abs=0.005)
 
 
 def test_no_prompt_has_no_interval():
+    """Usually n = 0 is divided by."""
     assert wilson(0, 0) is None
 
 
@@ -161,6 +169,7 @@ PARTS_OF_WHOLES = st.integers(1, 2000).flatmap(lambda whole: st.tuples(st.intege
 
 @given(PARTS_OF_WHOLES)
 def test_wilsons_interval_contains_the_rate_mirrors_and_narrows_with_more_data(part_of_whole):
+    """Usually rounding takes an end below 0 or above 100 by 1e-15: clamp it."""
     part, whole = part_of_whole
     low, high = wilson(part, whole)
     assert 0 <= low <= 100 * part / whole + 1e-9 and 100 * part / whole - 1e-9 <= high <= 100

@@ -67,6 +67,7 @@ def softplus(x):
 
 
 def test_logps_by_hand():
+    """Usually the shift by one is missing (the output at t - 1 predicts token t), or a mean stands for the sum."""
     probabilities = [[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4], [1 / 3, 1 / 3, 1 / 3]]
     logits = torch.tensor([probabilities, probabilities]).log() + 2.0  # logits need not be normalised
     ids = torch.tensor([[0, 1, 2, 0], [2, 2, 0, 2]])
@@ -78,6 +79,7 @@ def test_logps_by_hand():
 
 @given(n=st.integers(1, 5), length=st.integers(2, 12), vocabulary=st.integers(2, 9), seed=seeds)
 def test_logps_equal_a_loop_in_float64(n, length, vocabulary, seed):
+    """Usually the shift goes the wrong way, or the mask is not shifted with the tokens."""
     logits = 3 * normal(seed, n, length, vocabulary)
     ids, mask, spans = batch(seed, n, length, vocabulary)
     sums, lengths = sequence_logps(logits, ids, mask)
@@ -86,6 +88,7 @@ def test_logps_equal_a_loop_in_float64(n, length, vocabulary, seed):
 
 
 def test_a_perfect_model_scores_zero_and_one_that_is_off_by_one_does_not():
+    """Usually the shift by one is missing or goes the wrong way."""
     ids = torch.tensor([[3, 1, 4, 0, 5, 2]])
     mask = torch.tensor([[False, False, True, True, True, False]])
     perfect = 100.0 * F.one_hot(ids.roll(-1, 1), 6)  # position t names token t + 1
@@ -96,6 +99,7 @@ def test_a_perfect_model_scores_zero_and_one_that_is_off_by_one_does_not():
 
 @given(more=st.integers(1, 6), seed=seeds)
 def test_padding_on_the_right_changes_nothing_whatever_it_holds(more, seed):
+    """Usually the mask does not reach the sum, and padding is scored as well."""
     ids, mask, _ = batch(seed, 3, 8, 7)
     logits = normal(seed, 3, 8, 7)
     padding, _, _ = batch(seed + 1, 3, more + 2, 7)
@@ -109,6 +113,7 @@ def test_padding_on_the_right_changes_nothing_whatever_it_holds(more, seed):
 
 
 def test_a_pad_token_equal_to_the_end_token_changes_nothing_and_the_end_token_is_scored():
+    """Usually the mask is made from token values; it is given."""
     end, spans = 2, [(2, 4), (1, 6)]
     logits = normal(0, 2, 6, 5)
     results = []
@@ -122,6 +127,7 @@ def test_a_pad_token_equal_to_the_end_token_changes_nothing_and_the_end_token_is
 
 @given(seed=seeds)
 def test_head_sees_response_positions_only_and_gives_what_full_logits_give(seed):
+    """Usually `head` runs on all positions, and the mask comes after it."""
     states, weight = normal(seed, 4, 9, 6), normal(seed + 1, 11, 6)
     ids, mask, spans = batch(seed, 4, 9, 11)
     seen = []
@@ -138,6 +144,7 @@ def test_head_sees_response_positions_only_and_gives_what_full_logits_give(seed)
 
 
 def test_bfloat16_logits_are_upcast_before_the_softmax():
+    """Usually `.float()` is missing, or comes after the softmax."""
     logits = (2 * normal(0, 1, 601, 500)).bfloat16()
     ids, mask = torch.randint(500, (1, 601), generator=generator(1)), torch.arange(601)[None] > 0
     exact = loop_logps(logits, ids, [(1, 601)])[0]
@@ -150,6 +157,7 @@ def test_bfloat16_logits_are_upcast_before_the_softmax():
 
 @given(seed=seeds)
 def test_gradient_reaches_exactly_the_positions_that_predict_a_response_token(seed):
+    """Usually the gradient also reaches the prompt, or the positions of the tokens themselves."""
     states = normal(seed, 3, 8, 7).requires_grad_()
     ids, mask, spans = batch(seed, 3, 8, 7)
     sequence_logps(states, ids, mask)[0].sum().backward()
@@ -162,6 +170,7 @@ def test_gradient_reaches_exactly_the_positions_that_predict_a_response_token(se
 
 
 def test_an_empty_response_is_refused_with_its_row():
+    """Usually its sum is 0 and nobody notices."""
     ids, mask, _ = batch(0, 4, 6, 5)
     mask[2] = False
     with pytest.raises(ValueError, match="row 2 "):
@@ -169,6 +178,7 @@ def test_an_empty_response_is_refused_with_its_row():
 
 
 def test_a_response_at_position_0_is_refused():
+    """Usually the shift drops that token silently."""
     ids, mask, _ = batch(0, 4, 6, 5)
     mask[1, 0] = True
     with pytest.raises(ValueError, match="position 0"):
@@ -188,17 +198,20 @@ def test_a_response_at_position_0_is_refused():
     ],
 )
 def test_dpo_by_hand(policy, reference, beta, loss):
+    """Usually the reference is left out, added, or that of the other reply, or β stands outside the sigmoid."""
     assert dpo_loss(*torch.tensor([*policy, *reference])[:, None], beta).tolist() == pytest.approx([loss])
 
 
 @given(seed=seeds)
 def test_dpo_is_log_2_where_policy_and_reference_agree(seed):
+    """Usually the margin is not (policy - reference) of one minus (policy - reference) of the other."""
     chosen, rejected, *_ = sample_logps(seed)
     np.testing.assert_allclose(dpo_loss(chosen, rejected, chosen, rejected), math.log(2), rtol=1e-12)
 
 
 @given(seed=seeds, beta=st.sampled_from([0.01, 0.1, 1.0]), constant=st.floats(-100, 100))
 def test_dpo_symmetries_and_gradient(seed, beta, constant):
+    """Usually chosen and rejected are exchanged, or one of the four log-probs is detached."""
     c, r, ref_c, ref_r, *_ = sample_logps(seed)
     margin = (c - ref_c) - (r - ref_r)
     loss = dpo_loss(c.requires_grad_(), r.requires_grad_(), ref_c, ref_r, beta)
@@ -216,6 +229,7 @@ def test_dpo_symmetries_and_gradient(seed, beta, constant):
 
 
 def test_dpo_does_not_overflow_at_huge_margins():
+    """Usually log(sigmoid(x)) is -infinity at large margins: use logsigmoid."""
     chosen = torch.tensor([-1e4, 0.0], requires_grad=True)
     loss = dpo_loss(chosen, torch.tensor([0.0, -1e4]), torch.zeros(2), torch.zeros(2), beta=1.0)
     loss.sum().backward()
@@ -228,6 +242,7 @@ def test_dpo_does_not_overflow_at_huge_margins():
 
 @given(seed=seeds)
 def test_sft_is_the_cross_entropy_per_token(seed):
+    """Usually the sum is not divided by the response's length, or its sign is wrong."""
     logits = normal(seed, 4, 9, 6)
     ids, mask, spans = batch(seed, 4, 9, 6)
     expected = -loop_logps(logits, ids, spans) / [end - start for start, end in spans]

@@ -88,6 +88,7 @@ def padded(rows=ROWS, side="right", more=0) -> dict[str, torch.Tensor]:
 @SIDES
 @pytest.mark.parametrize("layer", range(-N - 1, N + 1))
 def test_every_entry_equals_that_of_transformers_whatever_the_padding(model, layer, side):
+    """Usually the padding shifts the position of the last token, or the positions that the model gives to tokens."""
     expected = alone(model)[layer]
     for more in (0, 1, 9):
         with torch.no_grad():
@@ -97,6 +98,7 @@ def test_every_entry_equals_that_of_transformers_whatever_the_padding(model, lay
 
 @SIDES
 def test_one_by_one_equals_batched(tiny_model, side):
+    """Usually something of a row depends on the other rows' lengths, such as its positions or its last index."""
     for layer in range(N + 1):
         batched = last_token_states(tiny_model, **padded(side=side), layer=layer)
         single = [last_token_states(tiny_model, **padded([row], side), layer=layer) for row in ROWS]

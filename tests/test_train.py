@@ -99,6 +99,7 @@ def test_precomputed_reference_equals_the_live_one_and_does_not_move(model, exam
 
 @pytest.mark.parametrize("method", METHODS)
 def test_accumulation_gives_the_gradient_of_one_large_batch(model, examples, method):
+    """Usually groups mix prompts (laid out language by language), or prompts are summed and not averaged."""
     config = settings(method=method, mlc_weight=0.8)
     whole = gradient(model, examples, 8, config)
     parts = gradient(model, examples, 1, config)
@@ -173,6 +174,7 @@ def test_the_consistency_loss_of_a_batch_is_the_mean_over_its_prompts_taken_alon
 
 
 def test_consistency_alone_moves_no_layer_above_the_chosen_one(model, examples):
+    """Usually the layer of the settings is not used, and states come from the last one."""
     config = settings(mlc_layer=1)
     consistency_loss(model, torch.nn.Identity(), examples, config).backward()
     moved = [layer.mlp.down_proj.weight.grad is not None for layer in model.model.layers]

@@ -1,5 +1,6 @@
 """The tutorials: every block runs and prints what the page says, pictures come out the same, solutions pass."""
 
+import ast
 import doctest
 import itertools
 import json
@@ -329,14 +330,39 @@ def test_every_solution_passes_every_test_of_its_exercise(copied):
 
 
 @pytest.mark.slow
-def test_an_empty_exercise_waits_and_a_wrong_one_is_told_which_invariants_fail(copied):
+def test_an_empty_exercise_waits_and_a_wrong_one_is_told_what_the_mistake_usually_is(copied):
     wrong = solution_of(PAGES[5]).replace("[:, 0] ** 2", "[:, 0]")  # σ₁ and not its square
     (copied / "page_6.py").write_text(wrong, encoding="utf-8")
     done = exercises(copied / "test_page_1.py", copied / "test_page_6.py")
-    assert done.returncode == 1
+    assert done.returncode == 1 and len(done.stdout.splitlines()) <= 30, done.stdout
     assert re.search(r"^page_1: 0 of (\d+) tests hold, \1 wait for a function", done.stdout, re.MULTILINE)
-    assert re.search(r"^page_6: .* hold, 1 fail$", done.stdout, re.MULTILINE)
-    assert "FAILED" in done.stdout and "test_one_minus_collinearity_is_the_relative_error" in done.stdout
+    assert re.search(r"^page_6: \d+ of \d+ tests hold, 1 fails, \d+ have not been run yet$", done.stdout, re.MULTILINE)
+    assert "must hold: one minus collinearity is the relative error" in done.stdout
+    assert "hint: Usually σ₁ is not squared" in done.stdout
+
+
+@pytest.mark.slow
+def test_an_error_in_a_function_is_told_with_its_line_and_a_file_that_cannot_be_read_as_well(copied):
+    (copied / "page_1.py").write_text("def safety_table(safe):\n    return 1 / 0\n", encoding="utf-8")
+    done = exercises(copied / "test_page_1.py")
+    assert "at page_1.py:2: return 1 / 0\nZeroDivisionError" in done.stdout
+    assert len(done.stdout.splitlines()) <= 30, done.stdout
+    (copied / "page_1.py").write_text("def safety_table(safe)\n    return 1\n", encoding="utf-8")
+    done = exercises(copied / "test_page_1.py")
+    assert "page_1.py" in done.stdout and "SyntaxError: expected ':'" in done.stdout
+    assert len(done.stdout.splitlines()) <= 30, done.stdout
+
+
+def test_every_test_of_an_exercise_has_a_hint():
+    for path in (ROOT / "tutorials" / "exercises").glob("test_page_*.py"):
+        for node in ast.parse(text_of(path)).body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                assert ast.get_docstring(node), f"{path.name}: {node.name}"
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("tests."):
+                source = ast.parse(text_of(ROOT / f"{node.module.replace('.', '/')}.py")).body
+                known = {function.name: function for function in source if isinstance(function, ast.FunctionDef)}
+                for name in {alias.name for alias in node.names if alias.name.startswith("test_")}:
+                    assert ast.get_docstring(known[name]), f"{node.module}: {name}"
 
 
 # --- as a notebook ---

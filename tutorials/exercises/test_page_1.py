@@ -1,7 +1,7 @@
 """The project's tests of `safety_table`, on yours."""
 
 import page_1
-from your_functions import in_place_of
+from plumbing import in_place_of
 
 from tests.test_metrics import (  # noqa: F401
     test_always_the_same_verdict_has_pag_1_and_var_0,

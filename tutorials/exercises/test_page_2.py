@@ -1,7 +1,7 @@
 """The project's tests of the states of last tokens, on yours."""
 
 import page_2
-from your_functions import in_place_of
+from plumbing import in_place_of
 
 from tests.test_consistency import test_retrieval_accuracy_by_hand  # noqa: F401
 from tests.test_states import (  # noqa: F401

@@ -1,7 +1,7 @@
 """The project's tests of log-probabilities, SFT and DPO, on yours."""
 
 import page_4
-from your_functions import in_place_of
+from plumbing import in_place_of
 
 from tests.test_preference import (  # noqa: F401
     test_a_pad_token_equal_to_the_end_token_changes_nothing_and_the_end_token_is_scored,

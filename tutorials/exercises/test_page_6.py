@@ -1,7 +1,7 @@
 """The project's tests of collinearity, the shuffled groups and the interval, on yours."""
 
 import page_6
-from your_functions import in_place_of
+from plumbing import in_place_of
 
 from tests.test_consistency import (  # noqa: F401
     test_one_minus_collinearity_is_the_relative_error_of_the_best_rank_1_approximation,

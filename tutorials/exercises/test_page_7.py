@@ -3,7 +3,7 @@
 import page_7
 import pytest
 import torch
-from your_functions import in_place_of, skipping
+from plumbing import in_place_of, skipping
 
 from mlc_min.ports.conformance import check, read_cases
 from tests.test_consistency import (  # noqa: F401
@@ -53,4 +53,5 @@ def checked() -> dict[str, dict]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_conformance(checked, case):
+    """What the case is there to find stands in it, after "catches"."""
     assert checked[case]["status"] == "pass", checked[case]
