@@ -69,7 +69,7 @@ def gradient(x, **kwargs):
 @both_forms
 @groups
 def test_loss_equals_numpy_in_float64(form, n, m, d, seed):
-    """Usually rows were not divided by their lengths, or float64 became float32, or a sum stands for the mean."""
+    """Usually rows were not divided by their lengths, or τ or the form is ignored, or a sum stands for the mean."""
     x = normal(seed, n, m, d)
     for tau in (0.05, 0.2, 1.0):
         assert mlc_loss(x.double(), tau, form).item() == pytest.approx(numpy_loss(x, tau, form), rel=1e-9, abs=1e-12)
@@ -193,7 +193,7 @@ def test_loss_is_unchanged_by_a_sign_flip_of_any_row(form, n, m, d, seed):
 @both_forms
 @groups
 def test_a_positive_factor_per_row_leaves_the_loss_and_divides_the_gradient(form, n, m, d, seed):
-    """Factors from 1e-25 to 1e25, whose squares float32 cannot hold; the two ends are always among them."""
+    """Factors from 1e-25 to 1e25, whose squares float32 cannot hold: divide each row by its largest entry first."""
     exponents = 50 * torch.rand(n, m, 1, generator=torch.Generator().manual_seed(seed)) - 25
     exponents[0, 0], exponents[-1, -1] = -25, 25
     factors, x = 10**exponents, normal(seed, n, m, d)
@@ -285,6 +285,7 @@ def test_half_precision_and_autocast_compute_in_float32(function, dtype):
 
 
 def test_float64_stays_float64():
+    """Usually every input is made float32."""
     x = normal(3, 2, 5, 16, dtype=torch.float64)
     np.testing.assert_allclose(unit_rows(x), numpy_unit_rows(x), rtol=1e-14)
     assert mlc_loss(x).dtype == cosine_loss(x).dtype == torch.float64

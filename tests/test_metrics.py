@@ -138,6 +138,7 @@ def test_one_language_has_no_pair_and_so_no_pag():
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (3,), (2, 2, 2)])
 def test_an_empty_table_or_another_shape_is_an_error_and_not_a_rate(shape):
+    """Usually an empty table ends in a division by 0: say what a table must be."""
     with pytest.raises(ValueError, match="safe must be"):
         safety_table(torch.zeros(shape, dtype=torch.bool))
 

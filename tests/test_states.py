@@ -88,7 +88,8 @@ def padded(rows=ROWS, side="right", more=0) -> dict[str, torch.Tensor]:
 @SIDES
 @pytest.mark.parametrize("layer", range(-N - 1, N + 1))
 def test_every_entry_equals_that_of_transformers_whatever_the_padding(model, layer, side):
-    """Usually the padding shifts the position of the last token, or the positions that the model gives to tokens."""
+    """Usually length - 1 is taken for the last position, which is wrong with padding on the left, or the mask is not
+    passed on."""
     expected = alone(model)[layer]
     for more in (0, 1, 9):
         with torch.no_grad():
@@ -103,6 +104,19 @@ def test_one_by_one_equals_batched(tiny_model, side):
         batched = last_token_states(tiny_model, **padded(side=side), layer=layer)
         single = [last_token_states(tiny_model, **padded([row], side), layer=layer) for row in ROWS]
         torch.testing.assert_close(batched, torch.cat(single), atol=1e-5, rtol=1e-5)
+
+
+@SIDES
+@pytest.mark.parametrize("layer", [1, N])
+def test_the_model_is_given_positions_that_count_the_real_tokens(layer, side):
+    """Usually `position_ids` is left out, so that padding on the left is counted. No state of these models shows it,
+    since rotary positions see differences only; a model with learned positions, as GPT-2 has, would be wrong."""
+    model, seen = make_model("Qwen2"), []
+    model.get_decoder().rotary_emb.register_forward_hook(lambda _, inputs, __: seen.append(inputs[1]))
+    batch = padded(side=side, more=2)
+    last_token_states(model, **batch, layer=layer)
+    for positions, mask, row in zip(seen[0].expand(len(ROWS), -1), batch["attention_mask"].bool(), ROWS, strict=True):
+        assert positions[mask].tolist() == list(range(len(row)))
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 9])
@@ -156,6 +170,7 @@ def test_the_last_entry_stays_after_the_final_norm_where_the_config_unties_it(fa
 
 @pytest.mark.parametrize("layer", range(N + 1))
 def test_nothing_above_the_layer_runs(model, layer):
+    """Usually the whole model runs, as with `output_hidden_states=True`: an exception in a hook ends it."""
     decoder, calls = model.get_decoder(), []
     parts = {f"layer {i}": part for i, part in enumerate(decoder.layers)}
     parts |= {"final norm": decoder.norm, "head": model.get_output_embeddings()}
@@ -199,6 +214,7 @@ def hooks_left(model) -> list:
 
 @pytest.mark.parametrize("layer", range(N + 1))
 def test_no_hook_is_left_behind_even_after_an_exception(layer):
+    """Usually the hook is not taken out in a `finally`."""
     model = make_model("Qwen2")
     ids = torch.tensor([[5, 6, 7]])
     logits = model(ids).logits
@@ -224,6 +240,7 @@ def test_no_hook_is_left_behind_even_after_an_exception(layer):
 )
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
 def test_last_position_and_position_ids_are_the_hand_typed_ones(mask, last, positions, dtype):
+    """Usually length - 1 is returned, which is the last position only with padding on the right."""
     mask = torch.tensor(mask, dtype=dtype)
     assert last_position(mask).tolist() == last
     assert position_ids(mask).tolist() == positions
@@ -231,6 +248,7 @@ def test_last_position_and_position_ids_are_the_hand_typed_ones(mask, last, posi
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(0, 4), st.sampled_from(["left", "right"]))
 def test_positions_count_the_real_tokens_and_the_last_is_found_for_any_lengths(lengths, more, side):
+    """Usually one side of the padding is forgotten."""
     mask = padded([[5] * length for length in lengths], side, more)["attention_mask"]
     width = max(lengths) + more
     starts = [width - length if side == "left" else 0 for length in lengths]
@@ -251,6 +269,7 @@ def test_a_layer_that_is_not_there_is_refused_with_the_range(tiny_model, layer):
 
 
 def test_an_empty_prompt_is_refused(tiny_model):
+    """Usually a row without a token gives some position silently."""
     mask, before = torch.tensor([[1, 1, 0], [0, 0, 0]]), hooks_left(tiny_model)
     for layer in range(N + 1):
         with pytest.raises(ValueError, match="an empty prompt has no last token"):
