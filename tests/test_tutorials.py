@@ -30,9 +30,9 @@ def text_of(page: Path) -> str:
     return page.read_text(encoding="utf-8")
 
 
-def solution_of(page: Path) -> str:
-    (solution,) = re.findall(r"<details>.*?^~~~python\n(.*?)^~~~$", text_of(page), re.DOTALL | re.MULTILINE)
-    return solution
+def solutions_of(page: Path) -> list[str]:
+    """Of part A alone, where the page has one, and of the whole exercise."""
+    return re.findall(r"^~~~python\n(.*?)^~~~$", text_of(page), re.DOTALL | re.MULTILINE)
 
 
 # --- the pages ---
@@ -322,20 +322,21 @@ def copied(tmp_path) -> Path:
 @pytest.mark.slow
 def test_every_solution_passes_every_test_of_its_exercise(copied):
     for page in PAGES:
-        (copied / f"page_{int(page.name[:2])}.py").write_text(solution_of(page), encoding="utf-8")
+        (copied / f"page_{int(page.name[:2])}.py").write_text(solutions_of(page)[-1], encoding="utf-8")
     done = exercises(copied)
     assert done.returncode == 0, done.stdout
-    counts = re.findall(r"^page_\d: (\d+) of (\d+) tests hold$", done.stdout, re.MULTILINE)
-    assert len(counts) == len(PAGES) and all(held == of for held, of in counts), done.stdout
+    counts = re.findall(r"^page_(\d)\w?: (\d+) of (\d+) tests hold$", done.stdout, re.MULTILINE)
+    assert {number for number, *_ in counts} == {str(int(page.name[:2])) for page in PAGES}, done.stdout
+    assert all(held == of for _, held, of in counts), done.stdout
 
 
 @pytest.mark.slow
 def test_an_empty_exercise_waits_and_a_wrong_one_is_told_what_the_mistake_usually_is(copied):
-    wrong = solution_of(PAGES[5]).replace("[:, 0] ** 2", "[:, 0]")  # σ₁ and not its square
+    wrong = solutions_of(PAGES[5])[-1].replace("[:, 0] ** 2", "[:, 0]")  # σ₁ and not its square
     (copied / "page_6.py").write_text(wrong, encoding="utf-8")
-    done = exercises(copied / "test_page_1.py", copied / "test_page_6.py")
+    done = exercises(copied / "test_page_1a.py", copied / "test_page_6.py")
     assert done.returncode == 1 and len(done.stdout.splitlines()) <= 30, done.stdout
-    assert re.search(r"^page_1: 0 of (\d+) tests hold, \1 wait for a function", done.stdout, re.MULTILINE)
+    assert re.search(r"^page_1a: 0 of (\d+) tests hold, \1 wait for a function", done.stdout, re.MULTILINE)
     assert re.search(r"^page_6: \d+ of \d+ tests hold, 1 fails, \d+ have not been run yet$", done.stdout, re.MULTILINE)
     assert "must hold: one minus collinearity is the relative error" in done.stdout
     assert "hint: Usually σ₁ is not squared" in done.stdout
@@ -344,11 +345,11 @@ def test_an_empty_exercise_waits_and_a_wrong_one_is_told_what_the_mistake_usuall
 @pytest.mark.slow
 def test_an_error_in_a_function_is_told_with_its_line_and_a_file_that_cannot_be_read_as_well(copied):
     (copied / "page_1.py").write_text("def safety_table(safe):\n    return 1 / 0\n", encoding="utf-8")
-    done = exercises(copied / "test_page_1.py")
+    done = exercises(copied / "test_page_1a.py")
     assert "at page_1.py:2: return 1 / 0\nZeroDivisionError" in done.stdout
     assert len(done.stdout.splitlines()) <= 30, done.stdout
     (copied / "page_1.py").write_text("def safety_table(safe)\n    return 1\n", encoding="utf-8")
-    done = exercises(copied / "test_page_1.py")
+    done = exercises(copied / "test_page_1a.py")
     assert "page_1.py" in done.stdout and "SyntaxError: expected ':'" in done.stdout
     assert len(done.stdout.splitlines()) <= 30, done.stdout
 
@@ -363,6 +364,42 @@ def test_every_test_of_an_exercise_has_a_hint():
                 known = {function.name: function for function in source if isinstance(function, ast.FunctionDef)}
                 for name in {alias.name for alias in node.names if alias.name.startswith("test_")}:
                     assert ast.get_docstring(known[name]), f"{node.module}: {name}"
+
+
+def part_a_of_page_3() -> str:
+    loss, whole = solutions_of(PAGES[2])
+    return "import math\n\nimport torch\n\n\n" + loss + whole[whole.index("\n\ndef mlc_floor") :]
+
+
+MUTANTS = {
+    "sample variance": (1, "pvariance", "variance"),
+    "no position_ids": (2, ", position_ids=positions", ""),
+    "length - 1": (2, "(columns * attention_mask.bool()).argmax(-1)", "attention_mask.sum(-1) - 1"),
+    "τ ignored": (3, "sigma / tau", "sigma / 0.2"),
+    "form ignored": (3, 'if form == "official":\n        sigma', "if True:\n        sigma"),
+    "no stop-gradient": (3, ".detach()", ""),
+    "rows not normalised": (3, "representations / representations.norm(dim=-1, keepdim=True)", "representations"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_part_a_finds_the_usual_mistakes_and_says_so_in_thirty_lines(mutant, copied):
+    number, right, wrong = MUTANTS[mutant]
+    solution = part_a_of_page_3() if number == 3 else solutions_of(PAGES[number - 1])[-1]
+    assert right in solution
+    (copied / f"page_{number}.py").write_text(solution.replace(right, wrong), encoding="utf-8")
+    done = exercises(copied / f"test_page_{number}a.py")
+    assert done.returncode == 1 and "\nhint: Usually " in done.stdout
+    assert len(done.stdout.splitlines()) <= 30, done.stdout
+
+
+@pytest.mark.slow
+def test_a_loss_of_six_lines_passes_all_of_part_a(copied):
+    (copied / "page_3.py").write_text(part_a_of_page_3(), encoding="utf-8")
+    done = exercises(copied / "test_page_3a.py")
+    assert done.returncode == 0 and re.search(r"^page_3a: (\d+) of \1 tests hold$", done.stdout, re.M), done.stdout
+    assert len(solutions_of(PAGES[2])[0].splitlines()) == 6
 
 
 # --- as a notebook ---

@@ -1,4 +1,4 @@
-"""The project's tests of `safety_table`, on yours."""
+"""A, the definitions: the project's tests of `safety_table`, on yours."""
 
 import page_1
 from plumbing import in_place_of
@@ -6,9 +6,7 @@ from plumbing import in_place_of
 from tests.test_metrics import (  # noqa: F401
     test_always_the_same_verdict_has_pag_1_and_var_0,
     test_avg_and_var_agree_with_the_papers_rows,
-    test_one_language_has_no_pair_and_so_no_pag,
     test_pairwise_agreement_of_a_hand_typed_table,
-    test_tensors_arrays_and_lists_give_the_same_table,
     test_the_table_equals_explicit_loops_over_prompts_and_pairs,
 )
 
