@@ -29,6 +29,7 @@ from mlc_min.evaluation.diagnose import diagnose
 from mlc_min.evaluation.generate import CONTROLS, control_reply, generate, keep_date
 from mlc_min.evaluation.judges import judge, label_of, refusal_phrases
 from mlc_min.evaluation.metrics import compare, summarize
+from mlc_min.evaluation.model_card import add_results
 from mlc_min.evaluation.pictures import plot_rates, plot_tradeoff
 from mlc_min.evaluation.records import by_model, cells, encode, in_world, read_object, read_records, write_records
 from mlc_min.evaluation.report import safety_report
@@ -171,6 +172,8 @@ def report_step(arguments) -> None:
     plot_rates(runs, output / "rates.png")
     plot_tradeoff(runs, output / "tradeoff.png")
     print(f"\n{text}\n\nsaved in {output}/: report.txt, report.json, rates.png, tradeoff.png")
+    if aligned[first] and (card := add_results(output, summaries[first], judges)):
+        print(f"{card}: has the figures too, as `model-index`")
 
 
 def load(path: str, arguments, chat_template: str | None = None) -> tuple[PreTrainedModel, Tokenizer]:

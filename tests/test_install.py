@@ -98,6 +98,7 @@ def test_every_exact_version_lies_in_the_range_of_the_package_and_every_dependen
 
 # Imported where they are used, with a line that says what to install.
 OPTIONAL = {"peft", "trl", "datasets", "jax", "gguf"}
+NAMES = {"yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}  # a module's name, and its package's if it is another
 
 
 def test_every_package_that_is_imported_is_declared():
@@ -107,4 +108,4 @@ def test_every_package_that_is_imported_is_declared():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             for name in {name.partition(".")[0] for name in names} - sys.stdlib_module_names:
-                assert name.replace("yaml", "pyyaml") in declared, f"{path.relative_to(ROOT)} imports {name}"
+                assert NAMES.get(name, name) in declared, f"{path.relative_to(ROOT)} imports {name}"

@@ -304,7 +304,7 @@ def test_the_model_folder_says_how_it_was_made(monkeypatch, tmp_path):
     assert record["git_commit"] is None or len(record["git_commit"].split()[0]) == 40
     assert json.loads((tmp_path / "run/run.json").read_text()) == record  # there from the start
     card = (folder / "README.md").read_text("utf-8")
-    assert card.startswith("# model, aligned with DPO + 0.8 x MLC")
+    assert card.startswith("---\nlibrary_name: transformers\n---\n\n# model, aligned with DPO + 0.8 x MLC")
     assert "| `mlc_weight` | `0.8` |" in card and "| mlc_loss |" in card and "No safety has been measured" in card
     AutoModelForCausalLM.from_pretrained(folder)
 
