@@ -18,6 +18,7 @@ ROOMS = {
     "evaluation": {"method", "machinery", "evaluation"},
     "train": {"method", "centring", "machinery", "evaluation"},
     "safety": {"method", "machinery", "evaluation"},
+    "exchange": {"method", "machinery", "evaluation", "safety"},
     "ports": {"method", "machinery", "evaluation", "train", "ports"},
     "lab": {"method", "machinery", "evaluation", "train", "safety", "ports", "lab"},
     "__main__": {"method", "machinery", "evaluation", "train", "safety", "lab"},

@@ -5,6 +5,7 @@ reply_language. A person or any outside judge can write these two; the report do
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -66,8 +67,14 @@ def write_records(path: Path, records: list[dict]) -> None:
 def read_records(path: Path, judged: bool) -> list[dict]:
     """Records from generations.jsonl, or `judged` ones from verdicts.jsonl, a verdict of null as unscored. Raises
     InputError with file and line for what is no record, or a reply that comes twice."""
+    advice = f"run `python -m mlc_min.safety {'judge' if judged else 'generate'}` first"
+    return checked(values_of(path, advice), judged)
+
+
+def checked(values: Iterable[tuple[object, str]], judged: bool) -> list[dict]:
+    """`read_records` of values that come from anywhere, each with where it stands."""
     records: dict[tuple, dict] = {}
-    for record, where in values_of(path, f"run `python -m mlc_min.safety {'judge' if judged else 'generate'}` first"):
+    for record, where in values:
         if problem := problem_of(record, judged):
             raise InputError(f"{where}: {problem}")
         key = (record.get("model"), record["harmful"], record["id"], record["language"])
