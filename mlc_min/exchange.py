@@ -87,9 +87,9 @@ def from_lm_eval(path: Path) -> Iterator[tuple[dict, str]]:
             if value["filter"] != first:  # the same replies once more
                 continue
             ((reply,),) = value["resps"]
-            record = {name: part for name in SHARED if (part := value["doc"].get(name)) is not None}
-            prompt = value["doc"]["prompt"]
-        yield {"model": path.resolve().parent.name, **record, "prompt": prompt, "reply": reply, "ended": True}, where
+            known = {name: part for name, part in value["doc"].items() if name in ("prompt", *SHARED)}
+        record = {name: part for name, part in known.items() if part is not None}  # a column of `datasets` fills up
+        yield {"model": path.resolve().parent.name, **record, "reply": reply, "ended": True}, where
     print(f"{path}: lm-eval does not say which replies were cut off, so all of them count as whole")
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import metadata_load
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mlc_min.lab.ablations import main as ablations_main
@@ -76,12 +77,15 @@ def test_training_and_evaluating_from_the_command_line(tmp_path):
     assert len((tmp_path / "run" / "train_log.jsonl").read_text().splitlines()) == 2
     few = tmp_path / "few.jsonl"
     few.write_text("\n".join((ROOT / "data/embedded/test.jsonl").read_text("utf-8").splitlines()[::50]), "utf-8")
-    printed = run(
-        "mlc_min.safety", "--model", trained, "--test", few, "--output", tmp_path / "safety", "--languages", "en,sw"
-    ).stdout
+    output = ("--output", tmp_path / "run" / "safety")
+    printed = run("mlc_min.safety", "--model", trained, "--test", few, *output, "--languages", "en,sw").stdout
     assert "over-ref" in printed
-    report = json.loads((tmp_path / "safety" / "report.json").read_text())
-    assert set(report["models"]["run"]["strict"]) == {"en", "sw"}
+    report = json.loads((tmp_path / "run" / "safety" / "report.json").read_text())
+    rates = report["models"]["run"]["strict"]
+    assert set(rates) == {"en", "sw"}
+    (of_hub,) = metadata_load(trained / "README.md")["model-index"]  # the evaluation lies beside the model
+    of_hub = {metric["type"]: metric["value"] for metric in of_hub["results"][0]["metrics"]}
+    assert of_hub["strict_sw"] == rates["sw"] and f"{trained / 'README.md'}: has the figures too" in printed
 
 
 @pytest.mark.slow

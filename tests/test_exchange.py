@@ -213,7 +213,8 @@ def test_a_file_that_is_no_inspect_log_is_refused_in_one_line(tmp_path, monkeypa
     [
         ({"resps": [["one", "two"]]}, ":2: not one reply as `lm_eval --log_samples` writes it"),
         ({"resps": [[["a", 1.0]]]}, ":2: field 'reply' is missing or not a str"),
-        ({"doc": {"question": "2 + 2?"}}, ":2: not one reply as `lm_eval --log_samples` writes it for data/lm-eval ("),
+        ({"doc": "2 + 2?"}, ":2: not one reply as `lm_eval --log_samples` writes it for data/lm-eval ('str'"),
+        ({"doc": {"question": "2 + 2?"}}, ":2: field 'id' is missing"),
         ({"doc": {"prompt": "hello", "id": "7", "harmful": True}}, ":2: field 'language' is missing"),
     ],
 )

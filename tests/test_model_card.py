@@ -31,7 +31,12 @@ def run(tmp_path):
     folder = tmp_path / "mine"
     (folder / "model/train_config.json").write_text("{}", "utf-8")
     (folder / "model/README.md").write_text(model_card(TrainConfig(output=str(folder)), RECORD, []), "utf-8")
-    settings = {"model": str(folder / "model"), "control": None, "test": "sets/MultiJail.csv", "harmless": "mild.csv"}
+    settings = {
+        "model": str(folder / "model"),
+        "control": None,
+        "test": "sets/MultiJail.csv",
+        "harmless": "sets/mild.csv",
+    }
     (folder / "safety/run.json").write_text(json.dumps(settings), "utf-8")
     return folder
 

@@ -107,14 +107,14 @@ def add_results(output: Path, summary: dict, judges: list[str]) -> Path | None:
     folder = Path(run.get("model") or "").resolve()
     card, made = folder / "README.md", folder / "train_config.json"
     beside = folder.parent in (output.resolve(), output.resolve().parent)
-    if run.get("control") or not beside or not card.is_file() or not made.is_file():
+    if run.get("control") or not run.get("test") or not (beside and card.is_file() and made.is_file()):
         return None
     if made.stat().st_mtime > (output / "run.json").stat().st_mtime:
         return None
     with refusing(f"{card}: its first lines, the metadata, cannot be read (…); mend or remove them"):
         content = ModelCard.load(card)
     test = Path(run["test"])
-    sets = {"harmless": run.get("harmless") or test.name, "aligned": summary["aligned"]}
+    sets = {"aligned": summary["aligned"]} | ({"harmless": Path(run["harmless"]).name} if run.get("harmless") else {})
     about = {"task_type": "text-generation", "dataset_type": test.stem, "dataset_name": test.name, "dataset_args": sets}
     about["metric_args"] = {"judge": ", ".join(judges)}
     figures = [(key, title, summary[key]) for key, title in FIGURES.items()]
