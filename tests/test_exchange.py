@@ -300,13 +300,16 @@ def test_inspect_runs_our_samples_and_its_log_comes_back_as_our_greedy_replies(t
 MOCK = """
 from inspect_ai import Task, eval
 from inspect_ai.dataset import json_dataset
-from inspect_ai.model import ModelOutput, get_model
+from inspect_ai.model import ModelOutput, ModelUsage, get_model
 from inspect_ai.solver import generate
 
-outputs = [ModelOutput.from_content("mock", "long " * 2000), ModelOutput.from_content("mock", "cut", "max_tokens")]
-outputs[0].choices[0].message.content = [
-    {"type": "reasoning", "reasoning": "Let me think."}, {"type": "text", "text": "long " * 2000}]
-outputs = [ModelOutput.model_validate(output.model_dump(exclude={"completion"})) for output in outputs]
+outputs = [ModelOutput.from_content("mock", "x"), ModelOutput.from_content("mock", "cut", "max_tokens")]
+content = [{"type": "reasoning", "reasoning": "Let me think."}, {"type": "text", "text": "long " * 2000}]
+given = outputs[0].model_dump(exclude={"completion"})
+given["choices"][0]["message"]["content"] = content
+outputs[0] = ModelOutput.model_validate(given)
+for output in outputs:
+    output.usage = ModelUsage()  # else the mock counts tokens, with a list that it gets from a network
 model = get_model("mockllm/model", custom_outputs=outputs)
 task = Task(dataset=json_dataset("prompts.jsonl"), solver=generate())
 eval(task, model=model, log_format="json", log_dir="logs", display="none", max_connections=1, max_samples=1)
