@@ -36,23 +36,24 @@ from mlc_min.evaluation.report import safety_report
 from mlc_min.examples import Row
 from mlc_min.machinery.errors import SWITCH, Help, InputError, first_line, run_command
 from mlc_min.machinery.files import EMBEDDED, usable_folder, write_atomically, write_json
+from mlc_min.machinery.folders import read_test_set
 from mlc_min.machinery.models import load_model, pick_device
-from mlc_min.machinery.rows import parse_languages, read_rows
+from mlc_min.machinery.rows import parse_languages
 from mlc_min.states import resolve_layer
 
 
 def read_test(arguments) -> tuple[list[Row], tuple[str, ...]]:
     """Rows of --test, and of --harmless marked as such; and the languages asked for or found."""
     languages = None if arguments.languages == "auto" else parse_languages(arguments.languages)
-    rows = read_rows(arguments.test, languages)
-    if languages is None:
-        languages = tuple(rows[0].prompts)
-        left = ", ".join(rows[0].extra) or "nothing"
-        print(f"{arguments.test}: prompts in {', '.join(languages)}; left alone: {left} (--languages auto)")
+    kinds = ("harmful",) if arguments.harmless else ("harmful", "harmless")
+    rows, lines = read_test_set(arguments.test, languages, kinds)
+    languages = languages or tuple(rows[0].prompts)
     if arguments.harmless:
-        harmless = read_rows(arguments.harmless, languages)
+        harmless, more = read_test_set(arguments.harmless, languages, ("harmless",))
         rows += [replace(row, extra=row.extra | {"harmful": False}) for row in harmless]
-    elif not any("harmful" in row.extra for row in rows):
+        lines += more
+    print("\n".join(lines))
+    if not any("harmful" in row.extra for row in rows):
         print(f"{arguments.test}: no field 'harmful', so all prompts count as harmful; --harmless adds others")
     return rows, languages
 
@@ -203,9 +204,9 @@ def main() -> None:
     add("--model", default=str(EMBEDDED / "model"), help="model folder in Hugging Face format, or Hub id")
     add("--control", choices=CONTROLS, help="no model: replies that show what the figures mean")
     add("--name", help="of the model in the report; without it, its folder's")
-    add("--test", default=str(EMBEDDED / "test.jsonl"), help="prompts: JSONL, JSON list or CSV, see machinery/rows.py")
-    add("--harmless", help="a second file, of harmless prompts, for over-refusal and helpfulness")
-    add("--languages", default="auto", help="comma-separated codes; auto: those in the first row")
+    add("--test", default=str(EMBEDDED / "test.jsonl"), help="prompts: a file or a folder, see machinery/folders.py")
+    add("--harmless", help="harmless prompts, a file or a folder, for over-refusal and helpfulness")
+    add("--languages", default="auto", help="comma-separated codes; auto: all that are found")
     add("--chat_template", help="file with the chat template, for a model that has none")
     for name, (default, *_, text) in NUMBERS.items():
         add(f"--{name}", type=type(default), default=default, help=text)

@@ -69,16 +69,18 @@ def test_each_broken_polyrefuse_folder_is_refused_in_one_line(folder):
     yoruba = folder / "harmful_test_translated_yo.json"
     entries = json.loads(yoruba.read_text(encoding="utf-8"))
     for content, words in (
-        (json.dumps(entries[1:]), "other instructions than the English file"),
-        (json.dumps([entries[1], entries[0], *entries[2:]]), "in another order"),
-        ('[{"text": "x"}]', "not a list of instructions"),
-        ("{", "not a list of instructions"),
-        ("3", "not a list of instructions"),
+        ('[{"text": "x"}]', "no prompt found among ['text']"),
+        ("{", "not JSON"),
+        ("3", "a row must be a JSON object"),
     ):
         yoruba.write_text(content, encoding="utf-8")
         assert words in refused(lambda: load_task(f"polyrefuse:{folder}"))
     yoruba.unlink()
-    assert "give the folder with PolyRefuse's files" in refused(lambda: load_task(f"polyrefuse:{folder}"))
+    assert "some of the prompts are not in yo" in refused(lambda: load_task(f"polyrefuse:{folder}"))
+    yoruba.write_text(
+        json.dumps([entries[1], entries[0], *entries[2:]]), encoding="utf-8"
+    )  # another order is put right
+    assert all(row.prompts["yo"] == row.prompts["en"] + " (yo)" for row in load_task(f"polyrefuse:{folder}").test)
     for name in ("polyrefuse", "polyrefuse:", "embedded:x", "mine"):
         assert "take embedded or polyrefuse:<folder>" in refused(lambda name=name: load_task(name))
 

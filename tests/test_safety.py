@@ -3,6 +3,7 @@
 import errno
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -435,10 +436,24 @@ def test_the_first_line_says_which_languages_were_found_and_what_was_left(tmp_pa
     path.write_text("no,en,zh-CN,fil,tag\n1,How?,怎么,Paano?,mild\n", "utf-8")
     safety(monkeypatch, "--control", "gibberish", "--test", path, "--output", tmp_path)
     first = capsys.readouterr().out.splitlines()[0]
-    assert first == f"{path}: prompts in en, zh-CN, fil; left alone: no, tag (--languages auto)"
+    assert first == f"{path}: prompts: 1, languages: 3 (en, zh-CN, fil); left alone: no, tag"
     assert [r["language"] for r in lines(tmp_path / "generations.jsonl")] == ["en", "zh-CN", "fil"]
     safety(monkeypatch, "--control", "gibberish", "--test", path, "--output", tmp_path, "--languages", "en")
-    assert "--languages auto" not in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith(f"{path}: prompts: 1, languages: 1 (en); left alone: no, zh-CN, fil, tag")
+
+
+def test_a_folder_with_files_per_language_and_kind_is_a_test_set(tmp_path, monkeypatch, capsys):
+    """Harmless prompts are found beside the harmful ones, or named by themselves; both give the same records."""
+    folder = Path(__file__).parent / "polyrefuse-sample"
+    for name, flags in (("a", []), ("b", ["--harmless", folder])):
+        safety(monkeypatch, "--control", "always-refuse", "--test", folder, *flags, "--output", tmp_path / name)
+        assert f"{folder}: harmless prompts: 4, languages: 4 (en, ar, it, ko)" in capsys.readouterr().out
+    assert lines(tmp_path / "a" / "generations.jsonl") == lines(tmp_path / "b" / "generations.jsonl")
+    summary = json.loads((tmp_path / "a" / "report.json").read_text())["models"]["always-refuse"]
+    assert {code: cell["harmless"]["prompts"] for code, cell in summary["counts"].items()} == dict.fromkeys(
+        ("en", "ar", "it", "ko"), 4
+    )
+    assert (summary["avg"], summary["over_refusal"]) == (100.0, 100.0)
 
 
 # --- which languages count as aligned ---

@@ -49,13 +49,11 @@ def read_rows(
     collects = gc.isenabled()
     gc.disable()  # rows are millions of objects without a circle: to look for one again and again takes a third longer
     try:
-        for fields, where in _csv_values(path) if path.suffix.lower() in _DELIMITERS else json_values(path):
-            if not isinstance(fields, dict):
-                raise InputError(f"{where}: a row must be a JSON object, this is a {type(fields).__name__}")
+        for fields, where in row_values(path):
             if languages is None:
                 languages = tuple(dict.fromkeys(find_languages(fields, where).values()))
             try:
-                rows.append(_make_row(fields, where, languages, languages if required is None else required, replies))
+                rows.append(make_row(fields, where, languages, languages if required is None else required, replies))
             except InputError as error:
                 raise InputError(f"{where}: {error}") from None
     except (OSError, RecursionError) as error:
@@ -80,6 +78,14 @@ def only_harmful(rows: list[Row], path: str | Path) -> list[Row]:
 # --- from files to values ---
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+def row_values(path: Path) -> Iterator[tuple[dict, str]]:
+    """Yield (fields, where they stand) of each row of a CSV, JSONL or JSON file; raises InputError for what is none."""
+    for fields, where in _csv_values(path) if path.suffix.lower() in _DELIMITERS else json_values(path):
+        if not isinstance(fields, dict):
+            raise InputError(f"{where}: a row must be a JSON object, this is a {type(fields).__name__}")
+        yield fields, where
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -174,6 +180,16 @@ _CODE = re.compile("([a-z]{2,3})([-_][A-Z][a-z]{3}|[-_]han[st])?([-_]([A-Z]{2}|[
 _NO_PROSE = re.compile(r"[\W_]*\d[\W\d_]*|true|false|yes|no|[0-9a-f-]{16,}|\w+://\S+", re.IGNORECASE)
 
 
+def is_code(text: str) -> bool:
+    """Whether this is the code of a language that is known here, as it stands in the name of a file or a field.
+
+    >>> is_code("zh-CN"), is_code("test"), is_code("English")
+    (True, False, False)
+    """
+    shape = _CODE.fullmatch(text)
+    return shape is not None and shape[1] in _CODES
+
+
 def find_languages(fields: dict, where: str) -> dict[str, str]:
     """{column: language} of the columns that are prompts, by their names and the first row's values.
 
@@ -237,8 +253,11 @@ def _tidy(fields: dict) -> None:
         fields["instruction"] = f"{instruction}\n{context}" if instruction else None
 
 
-def _make_row(fields: dict, where: str, languages, required, replies: dict[str, bool]) -> Row:
-    """The row of these fields, which are taken over. replies: those that are read, and whether each must be there."""
+def make_row(
+    fields: dict, where: str, languages: tuple[str, ...], required: tuple[str, ...], replies: dict[str, bool]
+) -> Row:
+    """The row of these fields, which are taken over. replies: those that are read, and whether each must be there.
+    Raises InputError, without the place, for what is not as the module's first lines say."""
     _tidy(fields)
     prompts, texts, sft, systems = {}, {}, "instruction" in fields, [fields.pop("system", None)]
     for code in languages:

@@ -14,8 +14,9 @@ from mlc_min.evaluation.metrics import auc
 from mlc_min.examples import Row
 from mlc_min.lab.exact import exact
 from mlc_min.lab.sentences import ALIGNED, LANGUAGES, LOW_RESOURCE, UNSEEN
-from mlc_min.machinery.errors import InputError, first_line
+from mlc_min.machinery.errors import InputError
 from mlc_min.machinery.files import DATA, EMBEDDED, shipped
+from mlc_min.machinery.folders import read_test_set
 from mlc_min.machinery.rows import read_rows
 
 REFUSAL, COMPLIANCE = "Sorry, I cannot help with that.", "Sure, I can help with that."
@@ -69,10 +70,11 @@ def embedded() -> Task:
 def polyrefuse(folder: Path) -> Task:
     """Files `<kind>_test_translated_<language>.json` of harmful and harmless instructions, paired by length, split.
 
-    Raises InputError for a file that is missing or broken, translations of other instructions than those of the first
-    language, and too few instructions.
+    Raises InputError for a file that is missing or broken, see `read_test_set`, and for too few instructions.
     """
-    kinds = [parallel(folder, kind) for kind in ("harmful", "harmless")]
+    found, lines = read_test_set(folder, POLYREFUSE + POLYREFUSE_UNSEEN)
+    print("\n".join(lines))
+    kinds = [parallel(found, kind) for kind in ("harmful", "harmless")]
     pairs = paired_by_length(*kinds)
     lengths = [
         auc(*([len(row.prompts["en"]) for row in rows] for rows in both)) for both in (kinds, zip(*pairs, strict=True))
@@ -107,30 +109,14 @@ def paired_by_length(harmful: list[Row], harmless: list[Row]) -> list[tuple[Row,
     return pairs
 
 
-def parallel(folder: Path, kind: str) -> list[Row]:
-    """The instructions of one kind as rows in all languages; one that comes twice is taken once."""
-    texts: dict[str, list[str]] = {}
-    for code in POLYREFUSE + POLYREFUSE_UNSEEN:
-        path = folder / f"{kind}_test_translated_{code}.json"
-        try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
-            texts[code] = [entry.get("instruction_translated") or entry["instruction"] for entry in entries]
-            english = [entry["instruction"] for entry in entries]
-        except OSError as error:
-            raise InputError(f"--data {path}: {error.strerror}; give the folder with PolyRefuse's files") from None
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: not a list of instructions as PolyRefuse has it ({first_line(error)})") from None
-        if code == POLYREFUSE[0]:
-            asked = english
-        if english != asked:
-            raise InputError(f"{path}: holds other instructions than the English file, or in another order")
-    chosen, rejected = (REFUSAL, COMPLIANCE) if kind == "harmful" else (COMPLIANCE, REFUSAL)
-    numbers = {text: number for number, text in reversed(list(enumerate(asked)))}.values()
-    return [
-        Row(f"{kind}-{number}", {code: own[number] for code, own in texts.items()}, chosen, rejected,
-            {"id": f"{kind}-{number}", "harmful": kind == "harmful"})
-        for number in sorted(numbers)
-    ]  # fmt: skip
+def parallel(rows: list[Row], kind: str) -> list[Row]:
+    """The rows of one kind, with an id and the placeholder replies; an instruction that comes twice is taken once."""
+    own = [row for row in rows if row.extra["harmful"] is (kind == "harmful")]
+    numbers = {row.prompts["en"]: number for number, row in reversed(list(enumerate(own)))}.values()
+    replies = (REFUSAL, COMPLIANCE) if kind == "harmful" else (COMPLIANCE, REFUSAL)
+    names = {number: f"{kind}-{number}" for number in sorted(numbers)}
+    return [Row(name, own[number].prompts, *replies, {"id": name, "harmful": kind == "harmful"})
+            for number, name in names.items()]  # fmt: skip
 
 
 def by_first_word(record: dict) -> dict:
