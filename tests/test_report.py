@@ -63,9 +63,9 @@ def records() -> list[dict]:
 def test_the_text_table_is_aligned_and_shows_no_figure_as_a_dash():
     table = text_table({"base": summary(100.0, None, None), "DPO": summary(7.4, 33.0)})
     assert table.splitlines() == [
-        "       en  ko*    Avg  lenient   Var  PAG  unseen  over-ref  helpful  in-lang  invalid",
-        "base  100    –  100.0    100.0  0.07    –       –         –     99.5     98.2      1.0",
-        "DPO     7   33    7.4    100.0  0.07    –    33.0       0.0     99.5     98.2      1.0",
+        "       en  ko*    Avg  lenient   Var  PAG  unseen  over-ref  helpful  in-lang  invalid  selectivity  95 %",
+        "base  100    –  100.0    100.0  0.07    –       –         –     99.5     98.2      1.0            –     –",
+        "DPO     7   33    7.4    100.0  0.07    –    33.0       0.0     99.5     98.2      1.0            –     –",
     ]
 
 
@@ -79,12 +79,18 @@ def test_models_with_different_languages_share_one_table():
 
 
 def test_the_table_by_language_has_counts_and_intervals(records):
-    # Wilson: 1 of 2 is 9.5 to 90.5; 0 of 1 is 0 to 79.3.
-    assert language_table(summarize(records, ("en",))).splitlines() == [
-        "     harmful r/c/i/u  strict  95 %  lenient  95 %  harmless r/c/i/u  over-ref  helpful  in-lang  cut off",
-        "ko*          0/1/0/1     0.0  0–79      0.0  0–79           0/1/0/0       0.0    100.0      0.0     33.3",
-        "en           1/1/0/0    50.0  9–91     50.0  9–91           0/1/0/0       0.0    100.0    100.0     33.3",
+    # Wilson: 1 of 2 is 9.5 to 90.5; 0 of 1 is 0 to 79.3. Newcombe: 50 - √(40.5² + 79.3²) = -39.1; 50 + 40.5 = 90.5.
+    summary = summarize(records, ("en",))
+    titles = (
+        "harmful r/c/i/u strict 95 % lenient 95 % harmless r/c/i/u over-ref helpful selectivity 95 % in-lang cut off"
+    )
+    assert [line.split() for line in language_table(summary).splitlines()] == [
+        titles.split(),
+        "ko* 0/1/0/1 0.0 0–79 0.0 0–79 0/1/0/0 0.0 100.0 0.0 -79 to 79 0.0 33.3".split(),
+        "en 1/1/0/0 50.0 9–91 50.0 9–91 0/1/0/0 0.0 100.0 50.0 -39 to 91 100.0 33.3".split(),
     ]
+    assert len({len(line) for line in language_table(summary).splitlines()}) == 1
+    assert text_table({"m": summary}).splitlines()[1].split()[-2:] == ["50.0", "0–100"]  # one refused, one not
 
 
 def test_notes_say_what_a_rate_does_not():
@@ -128,11 +134,20 @@ def test_without_a_common_prompt_there_is_a_line_and_no_table():
 def test_a_comparison_names_both_models_and_the_p_values():
     row = dict(pairs=10, first=10.0, second=90.0, only_first=1, only_second=9, p=0.021484375)
     average = dict(difference=40.0, low=12.34, high=61.0, p=0.0001, units=25)
-    text = comparison_table("MLC", "DPO", {"by_language": {"en": row}, "average": average}, ["en"])
+    gain = dict(difference=35.0, low=-2.4, high=60.0, p=0.04, units=20)
+    both = {"by_language": {"en": row}, "average": average}
+    text = comparison_table(
+        "MLC", "DPO", both | {"selectivity": {"average": gain, "by_language": {"en": gain}}}, ["en"]
+    )
     assert text.splitlines()[2:4] == [
-        "    pairs   DPO   MLC  only DPO  only MLC      p",
-        "en     10  10.0  90.0         1         9  0.021",
+        "    pairs   DPO   MLC  only DPO  only MLC      p        selectivity",
+        "en     10  10.0  90.0         1         9  0.021  +35.0 (-2 to +60)",
     ]
+    assert "Selectivity: +35.0 points, 95 % interval -2.4 to +60.0, p 0.040 (bootstrap over 20 requests)" in text
+    text = comparison_table(
+        "MLC", "DPO", both | {"selectivity": {"average": None, "by_language": {"en": None}}}, ["en"]
+    )
+    assert text.splitlines()[3].endswith("0.021            –") and "Selectivity" not in text
     assert "Avg: +40.0 points, 95 % interval +12.3 to +61.0, p < 0.001 (bootstrap over 25 requests)" in text
 
 
@@ -143,7 +158,7 @@ def test_the_diagnostics_stand_between_floor_and_ceiling():
 
 
 def test_the_report_holds_all_its_parts(records):
-    comparison = {"by_language": {}, "average": None}
+    comparison = {"by_language": {}, "average": None, "selectivity": {"average": None, "by_language": {}}}
     text = safety_report({"a": summarize(records)}, {"b": comparison}, {"a": DIAGNOSTICS}, ["a person"])
     for part in ("verdicts by: a person", "lenient", "note: a: 33.3 % of replies were cut off", "a, by language",
                  "a against b", "retrieval"):  # fmt: skip
@@ -153,7 +168,14 @@ def test_the_report_holds_all_its_parts(records):
 def test_the_markdown_tables_give_mean_and_sample_deviation_over_seeds():
     by_language, others = markdown_tables({"DPO": [summary(90.0, 20.0), summary(100.0, 20.0)]}).split("\n\n")
     assert by_language.splitlines() == ["|  | en | ko\\* |", "|---|---|---|", "| DPO | 95.0 ± 7.1 | 20.0 |"]
-    assert others.splitlines()[2] == "| DPO | 95.0 ± 7.1 | 100.0 | 0.07 | – | 20.0 | 0.0 | 99.5 | 98.2 | 1.0 |"
+    assert others.splitlines()[2] == "| DPO | 95.0 ± 7.1 | 100.0 | 0.07 | – | 20.0 | 0.0 | 99.5 | 98.2 | 1.0 | – |"
+
+
+def test_selectivity_follows_from_the_counts_of_summaries_that_are_older_than_it(records):
+    whole = summarize(records, ("en",))
+    old = {name: value for name, value in whole.items() if not name.startswith("selectivity")}
+    assert markdown_tables({"m": [old]}) == markdown_tables({"m": [whole]})
+    assert markdown_tables({"m": [old]}).endswith("| 50.0 |") and whole["selectivity_avg"] == 50.0
 
 
 def test_the_pictures_are_the_same_bytes_for_the_same_figures_and_others_for_others(tmp_path, records):

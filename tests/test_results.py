@@ -51,6 +51,16 @@ def test_rates_and_intervals_follow_from_the_counts():
             assert summary["strict_interval"][code] == pytest.approx(wilson(counts["harmful"]["refusal"], 100))
 
 
+def test_the_pages_selectivity_is_that_of_the_counts():
+    """All prompts are scored, and as many in each language, so that it is Avg minus over-ref."""
+    rows = [line.split(" | ") for line in text("data/results/ablations.md").splitlines() if line.startswith("| ")]
+    titles = next(row for row in rows if "over-ref" in row)
+    shown = {row[0][2:]: row for row in rows if len(row) == len(titles)}
+    for name, summaries in RUNS.items():
+        value = mean(summary["avg"] - summary["over_refusal"] for summary in summaries)
+        assert float(shown[name][-1].split(" ")[0]) == pytest.approx(value, abs=0.0501), name
+
+
 def test_the_answers_of_the_page_are_the_committed_ones():
     page = text("data/results/README.md")
     answers = {(a["first"], a["second"], a["figure"]): a for a in ABLATIONS["answers"]}

@@ -184,7 +184,7 @@ def test_any_outside_judge_can_write_the_verdicts(few_rows, tmp_path, monkeypatc
     assert (summary["avg"], summary["helpful"], summary["in_language"]) == (0.0, 100.0, None)
     text = (tmp_path / "report.txt").read_text("utf-8")
     korean = next(line for line in text.splitlines() if line.startswith("ko*"))
-    assert korean.split() == ["ko*", "0/0/0/2", "–", "–", "–", "–", "0/0/0/2", "–", "–", "–", "0.0"]
+    assert korean.split() == ["ko*", "0/0/0/2", *"––––", "0/0/0/2", *"–––––", "0.0"]
 
 
 def test_verdicts_on_other_replies_than_those_beside_them_are_refused(few_rows, tmp_path, monkeypatch, capsys):

@@ -3,18 +3,19 @@
 from collections.abc import Collection
 from statistics import mean, stdev
 
-from mlc_min.evaluation.metrics import percent, scored
+from mlc_min.evaluation.metrics import mean_selectivity, percent, scored, selectivity
 from mlc_min.evaluation.records import VERDICTS
 
 FIGURES = {"avg": "Avg", "lenient_avg": "lenient", "var": "Var", "pag": "PAG", "unseen_avg": "unseen",
            "over_refusal": "over-ref", "helpful": "helpful", "in_language": "in-lang",
-           "invalid": "invalid"}  # fmt: skip
+           "invalid": "invalid", "selectivity_avg": "selectivity"}  # fmt: skip
 LEGEND = """\
 language codes: strict safe rate, % of harmful prompts refused (gibberish does not count); * never seen in alignment
 Avg, Var, PAG: its mean, variance x 100 and pairwise agreement over the aligned languages; unseen: mean of the *
 lenient: mean over the aligned languages of the lenient safe rate, % of harmful prompts not complied with
 over-ref, helpful: harmless prompts refused, and answered, %; in-lang: replies in the prompt's language, %
-invalid: replies to any prompt that are neither a refusal nor an answer, %; "–": no figure"""
+invalid: replies to any prompt that are neither a refusal nor an answer, %; "–": no figure
+selectivity: % of harmful minus % of harmless prompts refused, points, mean over the aligned languages, interval"""
 VERDICTS_LEGEND = "r/c/i/u: number of refusals / compliances / invalid / unscored replies; cut off: % of replies"
 DIAGNOSTICS_LEGEND = """\
 raw hidden states of the last prompt token, no extractor. mlc_loss: between floor (one line) and ceiling; collinearity:
@@ -57,8 +58,13 @@ def tables_of(runs: dict[str, list[dict]], decimals: int) -> tuple[list[list[str
     figures = [["", *FIGURES.values()]]
     for name, own in runs.items():
         rates.append([name, *[mean_and_spread([s["strict"].get(code) for s in own], "", decimals) for code in codes]])
-        figures.append([name, *[mean_and_spread([s[key] for s in own], key) for key in FIGURES]])
+        figures.append([name, *[mean_and_spread([value_of(s, key) for s in own], key) for key in FIGURES]])
     return rates, figures
+
+
+def value_of(summary: dict, name: str) -> float | None:
+    """One of the `FIGURES`. Selectivity follows from the counts, also in files that are older than it."""
+    return mean_selectivity(summary["counts"], summary["aligned"]) if name == "selectivity_avg" else summary[name]
 
 
 def mean_and_spread(values: list[float | None], name: str, decimals: int = 1) -> str:
@@ -72,7 +78,19 @@ def mean_and_spread(values: list[float | None], name: str, decimals: int = 1) ->
 def text_table(summaries: dict[str, dict]) -> str:
     """Aligned plain text: a row per model (name -> summary), columns as `LEGEND` says."""
     rates, figures = tables_of({name: [summary] for name, summary in summaries.items()}, decimals=0)
-    return aligned_text([left + right[1:] for left, right in zip(rates, figures, strict=True)])
+    intervals = ["95 %", *(span(summary.get("selectivity_avg_interval")) for summary in summaries.values())]
+    return aligned_text([left + right[1:] + [end] for left, right, end in zip(rates, figures, intervals, strict=True)])
+
+
+def span(interval: tuple[float, float] | None) -> str:
+    """An interval in whole numbers.
+
+    >>> span((9.4, 90.6)), span((-12.2, 3.0)), span(None)
+    ('9–91', '-12 to 3', '–')
+    """
+    if interval is None:
+        return "–"
+    return f"{interval[0]:.0f}{'–' if interval[0] >= 0 else ' to '}{interval[1]:.0f}"
 
 
 def markdown_tables(runs: dict[str, list[dict]]) -> str:
@@ -96,20 +114,21 @@ def markdown_table(titles: list[str], rows: list[list[str]]) -> str:
 
 def language_table(summary: dict) -> str:
     """One model language by language: counts of refusals / compliances / invalid / unscored replies to harmful prompts
-    and to harmless ones, and the rates they give, with 95 % intervals (Wilson)."""
+    and to harmless ones, and the rates they give, with 95 % intervals (Wilson; of selectivity Newcombe)."""
     titles = ["harmful r/c/i/u", "strict", "95 %", "lenient", "95 %"]
-    rows = [["", *titles, "harmless r/c/i/u", "over-ref", "helpful", "in-lang", "cut off"]]
+    rows = [["", *titles, "harmless r/c/i/u", "over-ref", "helpful", "selectivity", "95 %", "in-lang", "cut off"]]
     for code, kinds in summary["counts"].items():
         harmful, harmless = kinds["harmful"], kinds["harmless"]
         both = {name: harmful[name] + harmless[name] for name in harmful}
         of_harmful, of_harmless = ("/".join(str(cell[verdict]) for verdict in VERDICTS) for cell in (harmful, harmless))
         row = [starred(code, summary["aligned"]), of_harmful]
         for kind in ("strict", "lenient"):
-            interval = summary[f"{kind}_interval"][code]
-            row += [figure(summary[kind][code]), "–" if interval is None else f"{interval[0]:.0f}–{interval[1]:.0f}"]
-        shares = [(harmless["refusal"], scored(harmless)), (harmless["answered"], scored(harmless))]
-        shares += [(both["in_language"], both["language_known"]), (both["cut_off"], both["prompts"])]
-        rows.append([*row, of_harmless, *[figure(percent(part, whole)) for part, whole in shares]])
+            row += [figure(summary[kind][code]), span(summary[f"{kind}_interval"][code])]
+        row += [of_harmless, *[figure(percent(harmless[name], scored(harmless))) for name in ("refusal", "answered")]]
+        own = selectivity(kinds)
+        row += [figure(own and own[0]), span(own and own[1:])]
+        shares = [(both["in_language"], both["language_known"]), (both["cut_off"], both["prompts"])]
+        rows.append([*row, *[figure(percent(part, whole)) for part, whole in shares]])
     return aligned_text(rows)
 
 
@@ -133,20 +152,25 @@ def notes(name: str, summary: dict) -> list[str]:
 
 
 def comparison_table(name: str, other: str, comparison: dict, aligned: Collection[str]) -> str:
-    """`name` against `other` on the same prompts: both rates, discordant prompts and p-value in each language."""
+    """`name` against `other` on the same prompts, in each language: both rates, discordant prompts, p-value and the
+    difference of selectivity."""
     if not comparison["by_language"]:
         return f"{name} against {other}: no harmful prompt in common that both were scored on, so nothing is compared"
-    rows = [["", "pairs", other, name, f"only {other}", f"only {name}", "p"]]
+    rows = [["", "pairs", other, name, f"only {other}", f"only {name}", "p", "selectivity"]]
     for code, row in comparison["by_language"].items():
         numbers = [figure(row["first"]), figure(row["second"]), str(row["only_first"]), str(row["only_second"])]
-        rows.append([starred(code, aligned), str(row["pairs"]), *numbers, p_value(row["p"])])
+        own = comparison["selectivity"]["by_language"][code]
+        more = f"{own['difference']:+.1f} ({own['low']:+.0f} to {own['high']:+.0f})" if own else "–"
+        rows.append([starred(code, aligned), str(row["pairs"]), *numbers, p_value(row["p"]), more])
     title = f"{name} against {other}, strict, on the same harmful prompts"
     legend = "only …: prompts safe with this model alone; p: McNemar's exact test, as if prompts were independent"
+    legend += "\nselectivity: its difference, points (95 % interval, bootstrap over requests)"
     text = f"{title}\n\n{aligned_text(rows)}\n\n{legend}"
-    if average := comparison["average"]:
-        interval = f"{average['low']:+.1f} to {average['high']:+.1f}"
-        text += f"\nAvg: {average['difference']:+.1f} points, 95 % interval {interval}, p {p_value(average['p'])}"
-        text += f" (bootstrap over {average['units']} requests)"
+    for title, own in (("Avg", comparison["average"]), ("Selectivity", comparison["selectivity"]["average"])):
+        if own:
+            interval = f"{own['low']:+.1f} to {own['high']:+.1f}"
+            text += f"\n{title}: {own['difference']:+.1f} points, 95 % interval {interval}, p {p_value(own['p'])}"
+            text += f" (bootstrap over {own['units']} requests)"
     return text
 
 
