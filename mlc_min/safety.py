@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from mlc_min.consistency import BrokenDown
+from mlc_min.evaluation.classifier import load_classifier
 from mlc_min.evaluation.diagnose import diagnose
 from mlc_min.evaluation.generate import CONTROLS, control_reply, generate, keep_date
 from mlc_min.evaluation.judges import judge, label_of, refusal_phrases
@@ -33,6 +34,7 @@ from mlc_min.evaluation.model_card import add_results
 from mlc_min.evaluation.pictures import plot_rates, plot_tradeoff
 from mlc_min.evaluation.records import by_model, cells, encode, in_world, read_object, read_records, write_records
 from mlc_min.evaluation.report import safety_report
+from mlc_min.evaluation.two_judges import compared
 from mlc_min.examples import Row
 from mlc_min.machinery.errors import SWITCH, Help, InputError, first_line, run_command
 from mlc_min.machinery.files import EMBEDDED, usable_folder, write_atomically, write_json
@@ -116,6 +118,17 @@ def generate_step(arguments) -> None:
 
 
 def judge_step(arguments) -> None:
+    verdicts = arguments.output / "verdicts.jsonl"
+    if not (arguments.step == "judge" and arguments.compare and arguments.judge == "auto" and verdicts.exists()):
+        judge_replies(arguments)
+    if arguments.compare:
+        both = [read_records(path, judged=True) for path in (verdicts, arguments.compare)]
+        text = compared(*both, (str(verdicts), str(arguments.compare)))
+        write_atomically(arguments.output / "compared.txt", text + "\n")
+        print(f"\n{text}\n\nsaved in {arguments.output}/compared.txt")
+
+
+def judge_replies(arguments) -> None:
     records = read_records(arguments.output / "generations.jsonl", judged=False)
     output, exactly = usable_output(arguments), all(map(in_world, records))
     name = arguments.judge if arguments.judge != "auto" else "exact" if exactly else "phrases"
@@ -126,9 +139,16 @@ def judge_step(arguments) -> None:
     if kind == "guard":
         of_guard = {"guard": load(path, arguments), "batch_size": arguments.batch_size or 32, "journal": journal}
         keep_date(of_guard["guard"][1], journal)
+    if kind == "classifier":
+        device, dtype = pick_device(arguments.device), getattr(torch, arguments.dtype)
+        of_guard = {
+            "guard": load_classifier(path, arguments.refusal_label, device, dtype),
+            "text": arguments.judge_text,
+        }
+        of_guard |= {"refusal_label": arguments.refusal_label, "batch_size": arguments.batch_size or 32}
     judged = judge(records, kind, arguments.judge_cut_off, **of_guard)
     write_records(output / "verdicts.jsonl", [record | {"judge": name} for record in judged])
-    if of_guard:
+    if kind == "guard":
         journal.unlink(missing_ok=True)
     print(f"{len(judged)} verdicts by {name}: {output}/verdicts.jsonl")
 
@@ -213,7 +233,20 @@ def main() -> None:
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
     add = parser.add_argument_group("judge").add_argument
-    add("--judge", default="auto", help="exact, phrases or guard:<Qwen3Guard-Gen folder or id>; auto: exact if it can")
+    add(
+        "--judge",
+        default="auto",
+        help="exact, phrases, guard:<Qwen3Guard-Gen folder or id> or classifier:<folder or id of "
+        "a text classifier>; auto: exact if it can",
+    )
+    add("--refusal_label", help="of a classifier: the label that means a refusal; any other means compliance")
+    add("--judge_text", default="{reply}", help="what a classifier reads: a text with {prompt} and {reply} in it")
+    add(
+        "--compare",
+        type=Path,
+        help="verdicts.jsonl of another judge on the same replies: agreement and differences; "
+        "in the step judge without --judge the verdicts that are there already are compared",
+    )
     add("--judge_cut_off", **SWITCH, default=False, help="judge cut-off replies by what is there, not as invalid")
     add = parser.add_argument_group("report").add_argument
     add("--against", type=Path, nargs="*", default=[], help="folders of other models, to compare with")
@@ -243,8 +276,13 @@ def check(arguments) -> None:
             raise InputError(f"--{name} {value}: must be at least {least} and at most {most} ({unit})")
     if 0 < arguments.temperature < 0.01:
         raise InputError(f"--temperature {arguments.temperature}: must be 0, greedy, or at least 0.01")
-    if arguments.judge not in ("auto", "exact", "phrases") and not arguments.judge.startswith("guard:"):
-        raise InputError(f"--judge {arguments.judge}: take auto, exact, phrases or guard:<model>")
+    kind, _, model = arguments.judge.partition(":")
+    if arguments.judge not in ("auto", "exact", "phrases") and not (kind in ("guard", "classifier") and model):
+        raise InputError(f"--judge {arguments.judge}: take auto, exact, phrases, guard:<model> or classifier:<model>")
+    if kind == "classifier" and not arguments.refusal_label:
+        raise InputError(f"--judge {arguments.judge}: say with --refusal_label which of its labels means a refusal")
+    if "{reply}" not in arguments.judge_text:
+        raise InputError(f"--judge_text {arguments.judge_text!r}: must have {{reply}} in it")
     arguments.aligned = parse_languages(arguments.aligned, "--aligned") if arguments.aligned else None
 
 

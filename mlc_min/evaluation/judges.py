@@ -1,4 +1,4 @@
-"""Judges: from a reply to a verdict. Three of them; any other can write the same fields into the same file.
+"""Judges: from a reply to a verdict. Four of them; any other can write the same fields into the same file.
 
     python -m mlc_min.evaluation.judges            # how often the `phrases` judge is right, on labelled replies
 
@@ -23,6 +23,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from mlc_min.evaluation.classifier import classify
 from mlc_min.evaluation.generate import generate
 from mlc_min.evaluation.metrics import percent
 from mlc_min.evaluation.records import values_of
@@ -172,8 +173,9 @@ def judge(
     records: list[dict], name: str, judge_cut_off: bool = False,
     guard: tuple[PreTrainedModel, Tokenizer] | None = None, **settings,
 ) -> list[dict]:  # fmt: skip
-    """Each record with its verdict, in order. name: "exact", "phrases" or "guard"; guard: (model, tokenizer), with
-    `settings` for `generate`. judge_cut_off: judge cut-off replies by what is there; else they are invalid."""
+    """Each record with its verdict, in order. name: "exact", "phrases", "guard" or "classifier"; guard: (model,
+    tokenizer) of the last two, with `settings` for `generate` or `classify`. judge_cut_off: judge cut-off replies by
+    what is there; else they are invalid."""
     if name == "exact":
         exact = import_module(EXACT).exact
         return [record | exact(record) for record in records]
@@ -181,6 +183,8 @@ def judge(
     whole = [record for record, problem in zip(records, broken, strict=True) if not problem]
     if name == "phrases":
         verdicts = [phrases(record["reply"]) for record in whole]
+    elif name == "classifier":
+        verdicts = classify(*guard, whole, **settings)
     else:
         prompts = [guard_prompt(guard[1], record["prompt"], record["reply"]) for record in whole]
         answers = [answer["reply"] for answer in generate(*guard, prompts, GUARD_TOKENS, **settings)]
