@@ -101,6 +101,12 @@ def test_links_lead_somewhere():
     assert set(re.findall(r"\]\((\d\d-[^)]+)\)", text_of(ROOT / "tutorials" / "README.md"))) == {p.name for p in PAGES}
 
 
+def test_the_readmes_say_how_many_pages_there_are():
+    number = "zero one two three four five six seven eight nine ten eleven twelve".split()[len(PAGES)]
+    assert f"{number.capitalize()} pages." in text_of(ROOT / "tutorials" / "README.md")
+    assert f"[{number} tutorial pages]" in text_of(ROOT / "README.md")
+
+
 @pytest.mark.parametrize("module", ["train", "safety"])
 def test_flags_of_the_commands_that_no_test_runs_exist(module, monkeypatch, capsys):
     shown = [text for page in PAGES for text in re.findall(r"^```console\n(.*?)^```", text_of(page), re.DOTALL | re.M)]

@@ -20,14 +20,14 @@ def in_place_of(module: str, **functions):
     return fixture
 
 
-def skipping(function):
-    """The function; where it is not written yet, the test is skipped and says so."""
+def skipping(function, name=None):
+    """The function; where it is not written yet, the test is skipped and says so, with its name."""
 
     @functools.wraps(function)
     def call(*args, **kwargs):
         try:
             return function(*args, **kwargs)
         except NotImplementedError:
-            pytest.skip(f"{function.__name__} is not written yet")
+            pytest.skip(f"{name or function.__name__} is not written yet")
 
     return call
