@@ -62,6 +62,7 @@ def test_the_hubs_own_parser_finds_the_figures_of_the_report_in_the_card(run):
         "invalid": 0.0,
         "strict_en": 50.0,
         "strict_sw": 0.0,
+        "selectivity_avg": 25.0,
     }  # no language is unseen, so there is no such figure
     (first, *_) = card.data.eval_results
     assert (first.task_type, first.dataset_type, first.dataset_name) == (

@@ -78,6 +78,8 @@ def test_every_page_has_a_question_a_prediction_a_warning_and_an_exercise(page):
     for part in ("**Question.**", "redict", "## What could fool you", "## Exercise", "<details>"):
         assert part in text, part
     assert f"pytest tutorials/exercises -k page_{int(page.name[:2])}\n" in text
+    assert tutorial.fold(text) == text, "an output spoils the prediction; run `python tutorials/run.py --fold`"
+    assert 'savefig("tutorials/' not in text, "pictures go to runs/tutorials/; those in the repository are committed"
     steps, _ = tutorial.parse(text)
     assert sum(step.expected is not None for step in steps) >= 3
     # Each `text` block belongs to a step: none stands where nobody compares it.
