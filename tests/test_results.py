@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 import pytest
 
 from mlc_min.evaluation.metrics import wilson
@@ -89,6 +90,38 @@ def test_the_answers_of_the_page_are_the_committed_ones():
         ("harmful-only DPO+MLC", "lenient_avg", "100.0"),
     ):
         assert figure(mean(summary[key] for summary in RUNS[name]), key) == shown and shown in page
+
+
+def test_the_page_on_a_published_model_shows_the_committed_figures():
+    published = json.loads((RESULTS / "published/published.json").read_text(encoding="utf-8"))
+    page, tables = text("data/results/published/README.md"), text("data/results/published/published.md")
+    for name, row in published["rows"].items():
+        own = [f"{row[group]['selectivity']['value']:.1f}" for group in ("trained", "low-resource", "unseen")]
+        own += [f"{row[group]['auc']['value']:.3f}" for group in ("trained", "low-resource", "unseen")]
+        ratio = figure(row.get("perplexity_ratio"), "pag")
+        own += [figure(row["harmless_refused"]), ratio, figure(row["published"]["avg"])]
+        assert f"| {name} | {' | '.join(own)} |" in page
+        assert f"| {name} | {len(row['runs'])} | {' | '.join(own[:6])} |" in tables
+        for run in row["runs"]:
+            assert run["hardware"] and run["versions"]["torch"]
+            for cells in run["counts"].values():
+                assert cells["harmful"]["prompts"] == cells["harmless"]["prompts"] == 60
+    for answer in published["answers"]:
+        for group in ("trained", "low-resource", "unseen"):
+            own = answer[group]["selectivity"]
+            assert np.mean(own["by_seed"]) == pytest.approx(own["value"])
+    flat = " ".join(page.split())
+    for first, second, group, name, digits in (
+        ("MLC", "SFT goes on", "trained", "selectivity", 1),
+        ("MLC", "SFT goes on", "unseen", "selectivity", 1),
+        ("MLC", "MLC, shuffled", "low-resource", "selectivity", 1),
+    ):
+        (answer,) = (a for a in published["answers"] if (a["first"], a["second"]) == (first, second))
+        own = [answer[group][name][part] for part in ("value", "low", "high")]
+        shown = [f"{value:+.{digits}f}".replace("-", "−") for value in own]
+        assert (f"{shown[0]}, {shown[1]} to {shown[2]}" in flat) or (
+            f"{shown[0][1:]} points" in flat and f"({shown[1][1:]} to {shown[2][1:]}" in flat
+        )
 
 
 def test_the_first_page_quotes_the_committed_figures():

@@ -8,7 +8,7 @@ import numpy as np
 from mlc_min.evaluation.metrics import auc, comparisons
 from mlc_min.evaluation.pictures import NAMES, finish, panels_on_canvas, plain, style
 from mlc_min.evaluation.report import figure, markdown_table, p_value
-from mlc_min.lab.published.rows import ANY_LANGUAGE, PLAIN
+from mlc_min.lab.published.rows import ANY_LANGUAGE, PLAIN, THRESHOLDS
 from mlc_min.lab.published.tasks import Task
 
 DRAWS = 4000
@@ -24,7 +24,8 @@ QUESTIONS = (
     ("MLC + separation", PLAIN),
     ("MLC centred", "cosine centred"),
     ("MLC, middle layer", "MLC"),
-    ("MLC centred", "thresholds"),
+    ("MLC", THRESHOLDS),
+    (THRESHOLDS, PLAIN),
     (ANY_LANGUAGE, "MLC centred"),
     ("DPO + MLC centred", "DPO goes on"),
 )
