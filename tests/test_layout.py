@@ -89,7 +89,7 @@ def test_imports_make_no_circle():
 def test_the_method_is_read_in_an_hour_and_the_package_grows_no_further():
     lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in modules().items()}
     assert sum(lengths[name] for name in METHOD) <= 650
-    assert sum(lengths.values()) <= 7_900  # the aim is 5,000
+    assert sum(lengths.values()) <= 7_400  # the aim is 5,000
 
 
 def test_no_function_of_the_method_takes_more_than_five_arguments_but_the_losses_of_two_models():
