@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -171,6 +172,26 @@ def test_the_consistency_loss_of_a_batch_is_the_mean_over_its_prompts_taken_alon
     batch = consistency_loss(model, torch.nn.Identity(), examples, config)
     alone = [consistency_loss(model, torch.nn.Identity(), [e], config).item() for e in examples]
     assert batch.item() == pytest.approx(sum(alone) / len(alone), abs=1e-5)
+
+
+@pytest.mark.parametrize("form", ["official", "paper"])
+def test_the_consistency_loss_is_that_of_the_extractor_s_rows_at_the_settings_temperature_and_form(
+    model, examples, form
+):
+    """Usually the extractor is left out, or τ or the form is a fixed one and not that of the settings."""
+    torch.manual_seed(1)
+    extractor, config = make_extractor("learned", 32, 16), settings(mlc_layer=2, mlc_tau=0.37, mlc_form=form)
+    expected = []
+    for example in examples:
+        rows = []
+        for ids in example.prompts.values():
+            state = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[2][0, -1]
+            row = (extractor.weight @ state + extractor.bias).detach().double().numpy()
+            rows.append(row / np.linalg.norm(row))
+        sigma = np.linalg.svd(np.stack(rows), compute_uv=False)
+        scores = sigma / 0.37 if form == "paper" else sigma / (0.37 * sigma[0])
+        expected.append(np.log(np.exp(scores - scores[0]).sum()))
+    assert consistency_loss(model, extractor, examples, config).item() == pytest.approx(np.mean(expected), abs=1e-5)
 
 
 def test_consistency_alone_moves_no_layer_above_the_chosen_one(model, examples):

@@ -8,6 +8,7 @@ from tests.test_train import (  # noqa: F401
     model,
     test_accumulation_gives_the_gradient_of_one_large_batch,
     test_consistency_alone_moves_no_layer_above_the_chosen_one,
+    test_the_consistency_loss_is_that_of_the_extractor_s_rows_at_the_settings_temperature_and_form,
     test_the_consistency_loss_of_a_batch_is_the_mean_over_its_prompts_taken_alone,
 )
 
