@@ -224,6 +224,7 @@ def command(monkeypatch, *arguments) -> None:
     main()
 
 
+@pytest.mark.slow
 def test_the_command_fills_the_table_and_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(rows, "FURTHER", rows.FURTHER | {"steps": 2})
     task = load_task("embedded")
