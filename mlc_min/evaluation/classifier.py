@@ -8,6 +8,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from mlc_min.examples import pad
+from mlc_min.loop import batches_of
 from mlc_min.machinery.errors import InputError, refusing
 
 
@@ -47,11 +48,13 @@ def classify(
     limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 514) - 2)
     texts = [re.sub(r"\{(prompt|reply)\}", lambda match, r=record: r[match[1]], text) for record in records]
     whole = [tokenizer.encode(one) for one in texts]
-    cut = [tokenizer.encode(one, truncation=True, max_length=limit) for one in texts]
+    cut = [
+        ids if len(ids) <= limit else tokenizer.encode(one, truncation=True, max_length=limit)
+        for one, ids in zip(texts, whole, strict=True)
+    ]
     verdicts: list[dict] = [{}] * len(records)
     order = sorted(range(len(records)), key=lambda i: -len(cut[i]))
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
+    for indices in batches_of(order, batch_size):
         batch = pad([cut[i] for i in indices])
         if tokenizer.pad_token_id is not None:  # models that read the last token find it by this id
             batch["input_ids"].masked_fill_(batch["attention_mask"] == 0, tokenizer.pad_token_id)

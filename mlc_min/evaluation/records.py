@@ -23,10 +23,9 @@ OPTIONAL = {"model": str, "judge": str, "verdict": str, "reply_language": str, "
 
 def cells(rows: list[Row], languages: tuple[str, ...]) -> list[dict]:
     """Each row in each language as a record without a reply: id (its own if it has one, else its file and line),
-    language, harmful, prompt; in the embedded world
-    also its `combination`, and `group`, the same for all phrasings of one request. Rows that do not say whether
-    they are harmful are taken as harmful: so are those of the published test sets. Raises InputError for an id that
-    two harmful rows, or two harmless ones, have."""
+    language, harmful, prompt; in the embedded world also its `combination`, and `group`, the same for all phrasings of
+    one request. Rows that do not say whether they are harmful are taken as harmful: so are those of the published test
+    sets. Raises InputError for an id that two harmful rows, or two harmless ones, have."""
     records, used = [], set()
     for row in rows:
         own = row.extra.get("id")

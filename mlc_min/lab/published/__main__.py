@@ -14,12 +14,14 @@ import time
 from pathlib import Path
 
 from mlc_min.evaluation.pictures import plot_layers
+from mlc_min.evaluation.records import read_object
 from mlc_min.lab.published.report import plot_languages, tables, tabulate
 from mlc_min.lab.published.rows import MAIN, ROWS, START, Bench, run
 from mlc_min.lab.published.tasks import load_task
 from mlc_min.machinery.errors import Help, InputError, run_command
 from mlc_min.machinery.files import usable_folder, write_atomically, write_json
 from mlc_min.machinery.models import pick_device
+from mlc_min.machinery.rows import json_values
 from mlc_min.train import TrainConfig
 
 
@@ -51,7 +53,7 @@ def main() -> None:
     folder = usable_folder(arguments.results or arguments.output, "--results")
     wanted = {"model": arguments.model, "data": arguments.data, "split": arguments.split, "set": arguments.set}
     begun = bench.output / "run.json"
-    if begun.exists() and json.loads(begun.read_text(encoding="utf-8")) != wanted:
+    if begun.exists() and read_object(begun) != wanted:
         raise InputError(f"{begun}: another run; use another --output, or delete the folder")
     write_json(begun, wanted)
     place = f"measured on {len(bench.rows)} requests in these and {', '.join(task.unseen)}"
@@ -89,10 +91,9 @@ def report(bench: Bench, results: dict[str, list[dict]], folder: Path) -> None:
     records = {}
     for name, runs in results.items():
         for result in runs:
-            result["base_perplexity"] = base["perplexity"]
-            text = (bench.folder(name, result["seed"]) / "records.jsonl").read_text(encoding="utf-8")
-            records.setdefault(name, []).append([json.loads(line) for line in text.splitlines()])
-    figures = tabulate(bench.task, results, records)
+            path = bench.folder(name, result["seed"]) / "records.jsonl"
+            records.setdefault(name, []).append([record for record, _ in json_values(path)])
+    figures = tabulate(bench.task, results, records, base["perplexity"])
     about = {"model": Path(bench.model).name, "data": bench.task.name, "note": bench.task.note, "split": bench.split}
     write_json(folder / "published.json", about | {"base": {k: base[k] for k in ("perplexity", "layers")}} | figures)
     text = tables(bench.task, figures)

@@ -94,10 +94,14 @@ def language_groups(task: Task) -> dict[str, tuple[str, ...]]:
     return {"trained": task.languages, "low-resource": task.low, "unseen": task.unseen, "all": task.tested}
 
 
-def tabulate(task: Task, results: dict[str, list[dict]], records: dict[str, list[list[dict]]]) -> dict:
-    """Everything that the tables and pictures show, as JSON: rows by name, and answers to QUESTIONS."""
+def tabulate(
+    task: Task, results: dict[str, list[dict]], records: dict[str, list[list[dict]]], base: dict[str, float]
+) -> dict:
+    """Everything that the tables and pictures show, as JSON: rows by name, and answers to QUESTIONS. results, records:
+    of each row, a list of its seeds, the same for all rows; base: the untrained model's perplexity by language."""
     outcomes = {name: Outcomes(runs, task.tested) for name, runs in records.items()}
-    rows, base = {}, results[next(iter(results))][0].get("base_perplexity")
+    by_seed = {name: [Outcomes([run], task.tested) for run in runs] for name, runs in records.items()}
+    rows = {}
     for name, runs in results.items():
         own = outcomes[name]
         row = {group: interval(own, codes) for group, codes in language_groups(task).items()}
@@ -109,7 +113,7 @@ def tabulate(task: Task, results: dict[str, list[dict]], records: dict[str, list
         row["harmless_refused"] = 100 * float(own.refused_harmless.mean())
         kept = [run["summary"]["in_language"] for run in runs]
         row["in_language"] = None if None in kept else fmean(kept)
-        if base and all("perplexity" in run for run in runs):
+        if all("perplexity" in run for run in runs):  # nothing is trained where a threshold is set
             ratios = [run["perplexity"][code] / base[code] for run in runs for code in base]
             row["perplexity_ratio"] = geometric_mean(ratios)
         kept = ("seed", "settings", "seconds", "hardware", "versions", "perplexity", "layers")
@@ -125,8 +129,7 @@ def tabulate(task: Task, results: dict[str, list[dict]], records: dict[str, list
             answer = {"first": first, "second": second}
             for group, codes in language_groups(task).items():
                 answer[group] = interval(outcomes[first], codes, outcomes[second])
-                both = zip(records[first], records[second], strict=False)
-                pairs = [(Outcomes([a], task.tested), Outcomes([b], task.tested)) for a, b in both]
+                pairs = zip(by_seed[first], by_seed[second], strict=True)
                 seeds = [interval(a, codes, b) for a, b in pairs]
                 for figure_name in ("selectivity", "auc"):
                     answer[group][figure_name]["by_seed"] = [seed[figure_name]["value"] for seed in seeds]

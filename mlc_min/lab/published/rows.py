@@ -23,6 +23,7 @@ from mlc_min.lab.published.tasks import Task, openings
 from mlc_min.machinery.files import save_folder, write_atomically, write_json
 from mlc_min.machinery.log import hardware, versions
 from mlc_min.machinery.models import load_model
+from mlc_min.machinery.rows import json_values
 from mlc_min.train import TrainConfig, fit
 
 PAPER = {"mlc_weight": 0.8, "mlc_tau": 0.2, "mlc_layer": -1}
@@ -121,7 +122,10 @@ def run(bench: Bench, name: str, seed: int, changes: dict) -> dict:
         states = states_by_layer(model, tokenizer, bench.probes(), bench.task.languages)
         figures = {"perplexity": perplexity(model, texts), "layers": by_layer(states)}
         if name == START:  # for the thresholds
-            labelled = measure.examine(model, tokenizer, bench.task, bench.task.validation)
+            if bench.split == "validation":
+                labelled = records
+            else:
+                labelled = measure.examine(model, tokenizer, bench.task, bench.task.validation)
             write_records(folder / "validation.jsonl", labelled)
     # Without the prompts, which are somebody else's texts.
     write_records(folder / "records.jsonl", [{k: v for k, v in r.items() if k != "prompt"} for r in records])
@@ -168,7 +172,7 @@ def examples_of(task: Task, tokenizer: Tokenizer, config: TrainConfig, is_any_la
     if not is_any_language:
         return encode_rows(task.train, tokenizer, task.languages, config.max_length)[0]
     alone = [(code, replace(row, prompts={code: row.prompts[code]})) for row in task.train for code in task.languages]
-    return [encode_rows([row], tokenizer, (code,), config.max_length)[0][0] for code, row in alone]
+    return [e for code, row in alone for e in encode_rows([row], tokenizer, (code,), config.max_length)[0]]
 
 
 def by_thresholds(bench: Bench, seed: int) -> list[dict]:
@@ -176,8 +180,7 @@ def by_thresholds(bench: Bench, seed: int) -> list[dict]:
     the means of a few labelled harmful and harmless prompts in that language (of validation, drawn by the seed)."""
     start = bench.folder(START, seed)
     labelled, records = (
-        [json.loads(line) for line in (start / file).read_text(encoding="utf-8").splitlines()]
-        for file in ("validation.jsonl", "records.jsonl")
+        [record for record, _ in json_values(start / file)] for file in ("validation.jsonl", "records.jsonl")
     )
     draw, thresholds = random.Random(seed), {}
     for code in bench.task.tested:
