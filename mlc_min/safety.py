@@ -17,7 +17,6 @@ write the verdicts; the report does not ask where they came from.
 import argparse
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,29 +34,12 @@ from mlc_min.evaluation.pictures import plot_rates, plot_tradeoff
 from mlc_min.evaluation.records import by_model, cells, encode, in_world, read_object, read_records, write_records
 from mlc_min.evaluation.report import safety_report
 from mlc_min.evaluation.two_judges import compared
-from mlc_min.examples import Row
 from mlc_min.machinery.errors import SWITCH, Help, InputError, first_line, run_command
 from mlc_min.machinery.files import EMBEDDED, usable_folder, write_atomically, write_json
-from mlc_min.machinery.folders import read_test_set
+from mlc_min.machinery.folders import read_prompts
 from mlc_min.machinery.models import load_model, pick_device
 from mlc_min.machinery.rows import parse_languages
 from mlc_min.states import resolve_layer
-
-
-def read_test(arguments) -> tuple[list[Row], tuple[str, ...]]:
-    """Rows of --test, and of --harmless marked as such; and the languages asked for or found."""
-    languages = None if arguments.languages == "auto" else parse_languages(arguments.languages)
-    kinds = ("harmful",) if arguments.harmless else ("harmful", "harmless")
-    rows, lines = read_test_set(arguments.test, languages, kinds)
-    languages = languages or tuple(rows[0].prompts)
-    if arguments.harmless:
-        harmless, more = read_test_set(arguments.harmless, languages, ("harmless",))
-        rows += [replace(row, extra=row.extra | {"harmful": False}) for row in harmless]
-        lines += more
-    print("\n".join(lines))
-    if not any("harmful" in row.extra for row in rows):
-        print(f"{arguments.test}: no field 'harmful', so all prompts count as harmful; --harmless adds others")
-    return rows, languages
 
 
 def aligned_in(model: str) -> list[str] | None:
@@ -80,7 +62,7 @@ def usable_output(arguments) -> Path:
 
 
 def generate_step(arguments) -> None:
-    rows, languages = read_test(arguments)
+    rows, languages = read_prompts(arguments.test, arguments.harmless, arguments.languages)
     records = cells(rows, languages)
     figures, aligned, sampling, journal = None, None, {}, arguments.output / "generations.part.jsonl"
     if arguments.control:

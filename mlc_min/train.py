@@ -18,13 +18,13 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from mlc_min.centring import CentredByLanguage
 from mlc_min.consistency import BrokenDown
 from mlc_min.evaluation.diagnose import probe_figures
 from mlc_min.evaluation.model_card import record_of, save_run
 from mlc_min.examples import Example, Row, encode_rows, shuffle_translations
 from mlc_min.loop import Run, arithmetic, train, with_reference
 from mlc_min.machinery import models
+from mlc_min.machinery.centring import CentredByLanguage
 from mlc_min.machinery.checkpoint import config_date, identity_of, last_good, restore, save_checkpoint, stop_requests
 from mlc_min.machinery.errors import InputError, refusing, run_command
 from mlc_min.machinery.files import usable_folder, write_json

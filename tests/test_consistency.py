@@ -8,7 +8,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlc_min.centring import CentredByLanguage
 from mlc_min.consistency import (
     FORMS,
     cosine_loss,
@@ -21,6 +20,7 @@ from mlc_min.consistency import (
     unit_rows,
 )
 from mlc_min.evaluation.diagnose import collinearity, retrieval_accuracy, shuffle_groups
+from mlc_min.machinery.centring import CentredByLanguage
 
 both_forms = pytest.mark.parametrize("form", FORMS)
 # Prompts, languages and dimensions; m > d, m = 1 and d = 1 are among them.

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mlc_min.evaluation.exchange import main, sample
 from mlc_min.evaluation.records import read_records
-from mlc_min.exchange import main, sample
 from mlc_min.lab.sentences import EMBEDDED
 from mlc_min.machinery.errors import run_command
 from mlc_min.safety import main as safety

@@ -8,10 +8,10 @@ import datasets
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works without being installed
 
+from mlc_min.evaluation.exchange import prompts
 from mlc_min.evaluation.judges import judge
 from mlc_min.evaluation.metrics import summarize
 from mlc_min.evaluation.records import in_world
-from mlc_min.exchange import prompts
 from mlc_min.machinery.errors import InputError
 from mlc_min.machinery.files import EMBEDDED
 

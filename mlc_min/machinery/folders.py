@@ -17,7 +17,7 @@ from reprlib import repr as shown
 from mlc_min.examples import Row
 from mlc_min.machinery.errors import InputError
 from mlc_min.machinery.files import shipped
-from mlc_min.machinery.rows import find_languages, is_code, make_row, read_rows, row_values
+from mlc_min.machinery.rows import find_languages, is_code, make_row, parse_languages, read_rows, row_values
 
 ENDINGS = (".json", ".jsonl", ".csv", ".tsv")
 KINDS = {"harmful": True, "harmless": False}
@@ -51,6 +51,24 @@ def read_test_set(
         found = f"{kind or ''} prompts: {len(own)}, languages: {len(wanted)} ({', '.join(wanted)})".strip()
         lines.append(f"{path}: {found}{how}{left_alone}")
     return rows, lines + ([f"{path}: files left out: {_some(unread)}"] if unread else [])
+
+
+def read_prompts(
+    test: str | Path, harmless: str | Path | None = None, languages: str = "auto"
+) -> tuple[list[Row], tuple[str, ...]]:
+    """What an evaluation asks: the rows of `test`, and those of `harmless` marked as such; and their languages, those
+    given as "en,zh", or all that are found ("auto"). Prints what was found. Raises InputError as `read_test_set`."""
+    wanted = None if languages == "auto" else parse_languages(languages)
+    rows, lines = read_test_set(test, wanted, ("harmful",) if harmless else tuple(KINDS))
+    wanted = wanted or tuple(rows[0].prompts)
+    if harmless:
+        more, told = read_test_set(harmless, wanted, ("harmless",))
+        rows += [replace(row, extra=row.extra | {"harmful": False}) for row in more]
+        lines += told
+    print("\n".join(lines))
+    if not any("harmful" in row.extra for row in rows):
+        print(f"{test}: no field 'harmful', so all prompts count as harmful; --harmless adds others")
+    return rows, wanted
 
 
 def _some(names: list[str]) -> str:

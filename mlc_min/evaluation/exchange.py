@@ -1,8 +1,8 @@
 """Prompts for other tools, and their replies for our judges: so a model behind any API or server can be judged.
 
-    python -m mlc_min.exchange export --to inspect --test MultiJail.csv --output prompts.jsonl
-    python -m mlc_min.exchange import --from inspect log.json --output runs/api        # writes generations.jsonl
-    python -m mlc_min.exchange import --from lm-eval samples.jsonl --output runs/api   # the same
+    python -m mlc_min.evaluation.exchange export --to inspect --test MultiJail.csv --output prompts.jsonl
+    python -m mlc_min.evaluation.exchange import --from inspect log.json --output runs/api      # generations.jsonl
+    python -m mlc_min.evaluation.exchange import --from lm-eval samples.jsonl --output runs/api # the same
     python -m mlc_min.safety judge --output runs/api --judge guard:Qwen/Qwen3Guard-Gen-0.6B
 
 `data/lm-eval/` is the way to lm-eval: a task that reads our test sets itself.
@@ -19,8 +19,8 @@ from mlc_min.evaluation.records import cells, checked, values_of, write_records
 from mlc_min.examples import turns
 from mlc_min.machinery.errors import Help, InputError, refusing, run_command
 from mlc_min.machinery.files import EMBEDDED, usable_folder, write_json
+from mlc_min.machinery.folders import read_prompts
 from mlc_min.machinery.rows import text_lines
-from mlc_min.safety import read_test
 
 CUT_OFF = ("max_tokens", "model_length", "limit")  # inspect's stop reasons, and a limit of its own
 SHARED = ("id", "language", "harmful", "system", "combination", "group")  # what a record has beside prompt and reply
@@ -29,7 +29,7 @@ SHARED = ("id", "language", "harmful", "system", "combination", "group")  # what
 def prompts(test: str, harmless: str | None = None, languages: str = "auto") -> list[dict]:
     """The records without replies, see `records.cells`, of a test set as `mlc_min.safety` reads it. Raises InputError
     for one that cannot be read."""
-    return cells(*read_test(Namespace(test=test, harmless=harmless, languages=languages)))
+    return cells(*read_prompts(test, harmless, languages))
 
 
 def sample(record: dict) -> dict:
@@ -123,7 +123,9 @@ def import_step(arguments: Namespace) -> None:
 
 def main() -> None:
     description = __doc__.partition("\n\n`data")[0]
-    parser = argparse.ArgumentParser(prog="python -m mlc_min.exchange", description=description, formatter_class=Help)
+    parser = argparse.ArgumentParser(
+        prog="python -m mlc_min.evaluation.exchange", description=description, formatter_class=Help
+    )
     steps = parser.add_subparsers(required=True)
     add = (step := steps.add_parser("export", help="prompts for another tool", formatter_class=Help)).add_argument
     step.set_defaults(step=export_step)
