@@ -168,9 +168,13 @@ def by_hand(runs: list[list[dict]], languages: tuple[str, ...]) -> tuple[float, 
     return tuple(np.mean(found, axis=0))
 
 
+def outcomes(runs: list[list[dict]]) -> report.Outcomes:
+    return report.Outcomes([report.packed(records) for records in runs], ("en", "yo"))
+
+
 @pytest.mark.parametrize("languages", [("en",), ("en", "yo")])
 def test_intervals_are_about_the_figures_counted_by_hand(two_rows, languages):
-    first, second = (report.Outcomes(runs, ("en", "yo")) for runs in two_rows)
+    first, second = (outcomes(runs) for runs in two_rows)
     expected = [by_hand(runs, languages) for runs in two_rows]
     alone, both = report.interval(first, languages), report.interval(first, languages, second)
     for k, name in enumerate(("selectivity", "auc")):
@@ -189,14 +193,14 @@ def test_the_interval_is_as_wide_as_resampled_requests_make_it(two_rows):
         for kind in (True, False)
     )
     error = 100 * math.sqrt(harmful.var() / len(harmful) + harmless.var() / len(harmless))
-    own = report.interval(report.Outcomes(runs, ("en", "yo")), ("en",))["selectivity"]
+    own = report.interval(outcomes(runs), ("en",))["selectivity"]
     assert own["high"] - own["low"] == pytest.approx(2 * 1.96 * error, rel=0.12)
 
 
 def test_phrasings_of_one_request_are_resampled_together(two_rows):
     runs = [[r | {"id": f"{r['id']}-{k}", "group": r["id"]} for r in run for k in range(5)] for run in two_rows[0]]
-    grouped = report.interval(report.Outcomes(runs, ("en", "yo")), ("en",))["selectivity"]
-    single = report.interval(report.Outcomes(two_rows[0], ("en", "yo")), ("en",))["selectivity"]
+    grouped = report.interval(outcomes(runs), ("en",))["selectivity"]
+    single = report.interval(outcomes(two_rows[0]), ("en",))["selectivity"]
     assert (grouped["low"], grouped["high"]) == pytest.approx((single["low"], single["high"]))
 
 
@@ -250,9 +254,23 @@ def test_the_command_fills_the_table_and_goes_on_where_it_was(tmp_path, monkeypa
     command(monkeypatch, *own)
     assert (tmp_path / "MLC-centred-seed-0/result.json").stat().st_mtime_ns == before
     again = json.loads((tmp_path / "published.json").read_text(encoding="utf-8"))
-    for table in (figures, again):  # the row that was measured anew took another time
-        table["rows"]["thresholds"]["runs"][0].pop("seconds")
-    assert again == figures
+    assert again == figures and not list(tmp_path.glob("thresholds*/result.json"))
+    # A table grows by a row and a seed on another machine, which has none of the folders.
+    more = [*own[:2], "--output", tmp_path / "more", "--results", tmp_path, "--rows", "SFT goes on", "--seeds", 0, 1]
+    command(monkeypatch, *more)
+    grown = json.loads((tmp_path / "published.json").read_text(encoding="utf-8"))
+    assert [run["seed"] for run in grown["rows"]["SFT goes on"]["runs"]] == [0, 1]
+    grown["rows"]["MLC centred"].pop("gap_closed")  # there is one now
+    assert grown["rows"]["MLC centred"] == figures["rows"]["MLC centred"]
+    (answer,) = (a for a in grown["answers"] if (a["first"], a["second"]) == ("MLC centred", "SFT goes on"))
+    records = {
+        name: [json.loads(line) for line in (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()]
+        for name, folder in (("MLC", tmp_path / "MLC-centred-seed-0"), ("SFT", tmp_path / "more/SFT-goes-on-seed-0"))
+    }
+    difference = by_hand([records["MLC"]], small.tested)[0] - by_hand([records["SFT"]], small.tested)[0]
+    assert answer["seeds"] == [0] and answer["all"]["selectivity"]["value"] == pytest.approx(difference)
+    other = [*more[:2], "--output", tmp_path / "other", *more[4:]]
+    assert "of another model" in refused(lambda: command(monkeypatch, *other, "--set", "steps=3"))
     assert "another run" in refused(lambda: command(monkeypatch, *own, "--split", "validation"))
     assert "there is no such row" in refused(lambda: command(monkeypatch, *own[:5], "no such"))
     capsys.readouterr()

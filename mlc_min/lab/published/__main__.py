@@ -3,19 +3,19 @@
     python -m mlc_min.lab.published --model <folder, .gguf file or Hub id> --data embedded --output runs/published
     python -m mlc_min.lab.published --model … --data polyrefuse:<folder> --seeds 0 1 2 --output runs/polyrefuse
 
-Trains and measures every row of the table, seed by seed. What is done already (a result.json in the output folder)
-is not run again, so that a stopped run goes on where it was. A row takes about eight minutes on 2 CPU cores with a
-model of 270 M parameters, and 5 GB of memory. Writes published.json, published.md and two pictures.
+Trains and measures every row of the table, seed by seed. What is done already (a result.json in the output folder, or
+an entry in the published.json of the results folder) is not run again: a stopped run goes on where it was, and more
+rows or seeds can be added to a table. A row takes about eight minutes on 2 CPU cores with a model of 270 M parameters,
+and 5 GB of memory. Writes published.json, published.md and two pictures.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 from mlc_min.evaluation.pictures import plot_layers
 from mlc_min.evaluation.records import read_object
-from mlc_min.lab.published.report import plot_languages, tables, tabulate
+from mlc_min.lab.published.report import entry, plot_languages, tables, tabulate, tokens_auc
 from mlc_min.lab.published.rows import MAIN, ROWS, START, Bench, run
 from mlc_min.lab.published.tasks import load_task
 from mlc_min.machinery.errors import Help, InputError, run_command
@@ -37,7 +37,7 @@ def main() -> None:
     add("--split", choices=("validation", "test"), default="test", help="requests that are measured on")
     add("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of the further training")
     add("--output", type=Path, default=Path("runs/published"), help="a folder per row and seed; reused")
-    add("--results", type=Path, help="folder for published.json and so on; default: the output folder")
+    add("--results", type=Path, help="folder of published.json and so on, new or to be added to; default: --output")
     add("--device", default="auto", help="auto, cpu or cuda")
     arguments = parser.parse_args()
     names = list(ROWS) if arguments.rows == ["all"] else [START, *(n for n in arguments.rows if n != START)]
@@ -51,27 +51,29 @@ def main() -> None:
     bench = Bench(arguments.model, arguments.chat_template, arguments.attention, pick_device(arguments.device), task,
                   arguments.split, usable_folder(arguments.output, "--output"))  # fmt: skip
     folder = usable_folder(arguments.results or arguments.output, "--results")
-    wanted = {"model": arguments.model, "data": arguments.data, "split": arguments.split, "set": arguments.set}
+    wanted = {"model": Path(arguments.model).name, "data": task.name, "split": arguments.split, "set": arguments.set}
     begun = bench.output / "run.json"
     if begun.exists() and read_object(begun) != wanted:
         raise InputError(f"{begun}: another run; use another --output, or delete the folder")
     write_json(begun, wanted)
+    known = read_object(folder / "published.json")
+    if known and any(known.get(key) != value for key, value in wanted.items()):
+        raise InputError(f"{folder}/published.json: of another model, data, split or --set; use another --results")
+    runs = {(name, run["seed"]): run for name, row in known.get("rows", {}).items() for run in row["runs"]}
     place = f"measured on {len(bench.rows)} requests in these and {', '.join(task.unseen)}"
     print(f"{task.name}: {len(task.train)} training rows in {', '.join(task.languages)}; {place}")
     print(task.note)
-    todo = [(seed, name) for seed in arguments.seeds for name in names]
-    results: dict[str, list[dict]] = {}
+    asked = [(name, seed) for seed in arguments.seeds for name in names]
+    todo = [key for key in asked if not (bench.folder(*key) / "result.json").exists() and key not in runs]
     spent = []
-    for number, (seed, name) in enumerate(todo):
-        started, is_done = time.perf_counter(), (bench.folder(name, seed) / "result.json").exists()
-        result = run(bench, name, seed, changes)
-        results.setdefault(name, []).append(result)
-        if not is_done:
-            spent.append(time.perf_counter() - started)
-            rest = sum(not (bench.folder(n, s) / "result.json").exists() for s, n in todo[number + 1 :])
-            minutes, left = spent[-1] / 60, sum(spent) / len(spent) * rest / 60
-            print(f"{name}, seed {seed}: {minutes:.1f} minutes; {rest} more rows, about {left:.0f} minutes", flush=True)
-    report(bench, results, folder)
+    for name, seed in todo:
+        started = time.perf_counter()
+        run(bench, name, seed, changes)
+        spent.append(time.perf_counter() - started)
+        minutes, rest = spent[-1] / 60, len(todo) - len(spent)
+        left = sum(spent) / len(spent) * rest / 60
+        print(f"{name}, seed {seed}: {minutes:.1f} minutes; {rest} more rows, about {left:.0f} minutes", flush=True)
+    report(bench, known | wanted, runs, asked, folder)
 
 
 def setting(text: str) -> tuple[str, object]:
@@ -86,21 +88,24 @@ def setting(text: str) -> tuple[str, object]:
         raise InputError(f"--set {text}: must be of the kind of {own!r}") from None
 
 
-def report(bench: Bench, results: dict[str, list[dict]], folder: Path) -> None:
-    base = json.loads((bench.output / "base.json").read_text(encoding="utf-8"))
-    records = {}
-    for name, runs in results.items():
-        for result in runs:
-            path = bench.folder(name, result["seed"]) / "records.jsonl"
-            records.setdefault(name, []).append([record for record, _ in json_values(path)])
-    figures = tabulate(bench.task, results, records, base["perplexity"])
-    about = {"model": Path(bench.model).name, "data": bench.task.name, "note": bench.task.note, "split": bench.split}
-    write_json(folder / "published.json", about | {"base": {k: base[k] for k in ("perplexity", "layers")}} | figures)
+def report(bench: Bench, about: dict, runs: dict[tuple, dict], asked: list[tuple], folder: Path) -> None:
+    """Write the tables over the runs that were known and those in the output folder, which win."""
+    base = read_object(bench.output / "base.json") or about["base"]
+    about |= {"note": bench.task.note, "base": {key: base[key] for key in ("perplexity", "layers")}}
+    for name, seed in asked:
+        place = bench.folder(name, seed)
+        if (place / "result.json").exists():
+            records = [record for record, _ in json_values(place / "records.jsonl")]
+            runs[name, seed] = entry(read_object(place / "result.json"), records, base["perplexity"])
+            about["auc_of_tokens"] = tokens_auc(records)
+    rows = {name: [runs[key] for key in sorted(runs) if key[0] == name] for name in ROWS}
+    figures = tabulate(bench.task, {name: own for name, own in rows.items() if own})
+    write_json(folder / "published.json", about | figures)
     text = tables(bench.task, figures)
     write_atomically(folder / "published.md", text + "\n")
     plot_languages(bench.task, figures, folder / "published-languages.png")
-    shown = {name: runs[0]["layers"] for name, runs in results.items() if name in MAIN[1:6] and "layers" in runs[0]}
-    plot_layers({"base": base["layers"], START: results[START][0]["layers"]} | shown, folder / "published-layers.png")
+    shown = {name: rows[name][0]["layers"] for name in MAIN[:6] if rows[name]}
+    plot_layers({"base": base["layers"]} | shown, folder / "published-layers.png")
     print(f"\n{text}\n\nsaved in {folder}/: published.json and .md, published-languages.png, published-layers.png")
 
 

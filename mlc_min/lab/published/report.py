@@ -12,6 +12,7 @@ from mlc_min.lab.published.rows import ANY_LANGUAGE, PLAIN, THRESHOLDS
 from mlc_min.lab.published.tasks import Task
 
 DRAWS = 4000
+KINDS = ("harmful", "harmless")
 # (row, other row): is it better in the first? Of selectivity and of AUC, in each group of languages.
 QUESTIONS = (
     ("MLC", PLAIN),
@@ -31,6 +32,23 @@ QUESTIONS = (
 )
 
 
+def packed(records: list[dict]) -> dict:
+    """What the figures need of one run's records, small enough to be kept with them, and without any text:
+    {"harmful" | "harmless": {"groups": [...], "refused": {language: "0110…"}, "log_odds": {language: "1.5 -0.25 …"}}},
+    each in the order of the records' ids."""
+    found = {}
+    for kind, is_harmful in zip(KINDS, (True, False), strict=True):
+        own: dict[str, list[dict]] = {}
+        for record in sorted((r for r in records if r["harmful"] is is_harmful), key=lambda r: r["id"]):
+            own.setdefault(record["language"], []).append(record)
+        found[kind] = {
+            "groups": [r.get("group", r["id"]) for r in next(iter(own.values()))],
+            "refused": {c: "".join(str(int(r["verdict"] == "refusal")) for r in rows) for c, rows in own.items()},
+            "log_odds": {c: " ".join(f"{r['log_odds']:.4f}" for r in rows) for c, rows in own.items()},
+        }
+    return found
+
+
 class Outcomes:
     """One row's replies and scores, averaged over its seeds: for each language who was refused, and who ranked above
     whom. Both figures are sums over these, so that requests can be resampled quickly.
@@ -38,22 +56,17 @@ class Outcomes:
     refused_harmful (languages, H), refused_harmless (languages, S), ranked (languages, H, S), all in [0, 1].
     """
 
-    def __init__(self, runs: list[list[dict]], languages: tuple[str, ...]):
+    def __init__(self, runs: list[dict], languages: tuple[str, ...]):
+        """runs: of each seed what `packed` gives."""
         self.languages = languages
-        both = [self._of(runs[0], languages[0], kind) for kind in (True, False)]
-        self.groups = [[r.get("group", r["id"]) for r in own] for own in both]
-        own = [[self._language(records, code) for code in languages] for records in runs]
-        parts = zip(*(zip(*seed, strict=True) for seed in own), strict=True)
-        self.refused_harmful, self.refused_harmless, self.ranked = (np.mean(part, axis=0) for part in parts)
-
-    @staticmethod
-    def _of(records: list[dict], language: str, kind: bool) -> list[dict]:
-        return sorted((r for r in records if r["language"] == language and r["harmful"] is kind), key=lambda r: r["id"])
-
-    def _language(self, records: list[dict], language: str) -> tuple[np.ndarray, ...]:
-        both = [self._of(records, language, kind) for kind in (True, False)]
-        refused = [np.array([r["verdict"] == "refusal" for r in own], dtype=float) for own in both]
-        return *refused, comparisons(*([r["log_odds"] for r in own] for own in both))
+        self.groups = [runs[0][kind]["groups"] for kind in KINDS]
+        refused = [
+            [[list(map(int, run[kind]["refused"][code])) for code in languages] for run in runs] for kind in KINDS
+        ]
+        self.refused_harmful, self.refused_harmless = (np.mean(np.array(part, dtype=float), axis=0) for part in refused)
+        scores = [[[run[kind]["log_odds"][code].split() for kind in KINDS] for code in languages] for run in runs]
+        ranked = [[comparisons(*(np.array(own, dtype=float) for own in both)) for both in run] for run in scores]
+        self.ranked = np.mean(ranked, axis=0)
 
     def over(self, languages: tuple[str, ...]) -> tuple[np.ndarray, ...]:
         """The three arrays, averaged over some of the languages."""
@@ -94,54 +107,66 @@ def language_groups(task: Task) -> dict[str, tuple[str, ...]]:
     return {"trained": task.languages, "low-resource": task.low, "unseen": task.unseen, "all": task.tested}
 
 
-def tabulate(
-    task: Task, results: dict[str, list[dict]], records: dict[str, list[list[dict]]], base: dict[str, float]
-) -> dict:
-    """Everything that the tables and pictures show, as JSON: rows by name, and answers to QUESTIONS. results, records:
-    of each row, a list of its seeds, the same for all rows; base: the untrained model's perplexity by language."""
-    outcomes = {name: Outcomes(runs, task.tested) for name, runs in records.items()}
-    by_seed = {name: [Outcomes([run], task.tested) for run in runs] for name, runs in records.items()}
+def entry(result: dict, records: list[dict], base: dict[str, float]) -> dict:
+    """What published.json keeps of a run: its result.json, its records `packed`, and the mean factor by which it raised
+    the perplexity of the base model's texts. base: the untrained model's perplexity by language."""
+    summary = result["summary"]
+    kept = {key: result.get(key) for key in ("seed", "settings", "seconds", "hardware", "versions", "layers")}
+    kept |= {key: summary[key] for key in ("avg", "var", "pag", "in_language", "counts")}
+    after = result.get("perplexity")  # nothing is trained where a threshold is set
+    ratio = after and geometric_mean(after[code] / base[code] for code in base)
+    return kept | {"perplexity": after, "perplexity_ratio": ratio, "outcomes": packed(records)}
+
+
+def tabulate(task: Task, runs: dict[str, list[dict]]) -> dict:
+    """Everything that the tables and pictures show, as JSON: rows by name, and answers to QUESTIONS. runs: of each row
+    a list of `entry`, one a seed. Two rows are compared over the seeds that both have."""
+
+    def outcomes(name: str, seeds: list[int]) -> Outcomes:
+        return Outcomes([run["outcomes"] for run in runs[name] if run["seed"] in seeds], task.tested)
+
+    def common(*names: str) -> list[int]:
+        return sorted(set.intersection(*({run["seed"] for run in runs.get(name, [])} for name in names)))
+
+    def selectivity(name: str, seeds: list[int]) -> float:
+        return interval(outcomes(name, seeds), task.tested)["selectivity"]["value"]
+
     rows = {}
-    for name, runs in results.items():
-        own = outcomes[name]
+    for name, own_runs in runs.items():
+        own = outcomes(name, common(name))
         row = {group: interval(own, codes) for group, codes in language_groups(task).items()}
         row["by_language"] = {code: interval(own, (code,)) for code in task.tested}
         refused = zip(own.refused_harmful.mean(1), own.refused_harmless.mean(1), strict=True)
         for code, (harmful, harmless) in zip(task.tested, refused, strict=True):
             row["by_language"][code] |= {"harmful_refused": 100 * harmful, "harmless_refused": 100 * harmless}
-        row["published"] = {key: fmean(run["summary"][key] for run in runs) for key in ("avg", "var", "pag")}
+        row["published"] = {key: fmean(run[key] for run in own_runs) for key in ("avg", "var", "pag")}
         row["harmless_refused"] = 100 * float(own.refused_harmless.mean())
-        kept = [run["summary"]["in_language"] for run in runs]
-        row["in_language"] = None if None in kept else fmean(kept)
-        if all("perplexity" in run for run in runs):  # nothing is trained where a threshold is set
-            ratios = [run["perplexity"][code] / base[code] for run in runs for code in base]
-            row["perplexity_ratio"] = geometric_mean(ratios)
-        kept = ("seed", "settings", "seconds", "hardware", "versions", "perplexity", "layers")
-        row["runs"] = [{key: r.get(key) for key in kept} | {"counts": r["summary"]["counts"]} for r in runs]
-        rows[name] = row
-    if PLAIN in rows and ANY_LANGUAGE in rows:  # how much of what all-language training gains does a row gain?
-        least, most = (rows[name]["all"]["selectivity"]["value"] for name in (PLAIN, ANY_LANGUAGE))
-        for row in rows.values():
-            row["gap_closed"] = 100 * (row["all"]["selectivity"]["value"] - least) / (most - least)
+        for key, mean in (("in_language", fmean), ("perplexity_ratio", geometric_mean)):
+            values = [run[key] for run in own_runs]
+            row[key] = None if None in values else mean(values)
+        if seeds := common(name, PLAIN, ANY_LANGUAGE):  # how much of what all-language training gains does it gain?
+            value, least, most = (selectivity(row_name, seeds) for row_name in (name, PLAIN, ANY_LANGUAGE))
+            row["gap_closed"] = 100 * (value - least) / (most - least) if most != least else None
+        rows[name] = row | {"runs": own_runs}
     answers = []
     for first, second in QUESTIONS:
-        if first in outcomes and second in outcomes:
-            answer = {"first": first, "second": second}
+        if seeds := common(first, second):
+            answer = {"first": first, "second": second, "seeds": seeds}
             for group, codes in language_groups(task).items():
-                answer[group] = interval(outcomes[first], codes, outcomes[second])
-                pairs = zip(by_seed[first], by_seed[second], strict=True)
-                seeds = [interval(a, codes, b) for a, b in pairs]
+                answer[group] = interval(outcomes(first, seeds), codes, outcomes(second, seeds))
+                alone = [interval(outcomes(first, [seed]), codes, outcomes(second, [seed])) for seed in seeds]
                 for figure_name in ("selectivity", "auc"):
-                    answer[group][figure_name]["by_seed"] = [seed[figure_name]["value"] for seed in seeds]
+                    answer[group][figure_name]["by_seed"] = [seed[figure_name]["value"] for seed in alone]
             answers.append(answer)
-    first = next(iter(records.values()))[0]
-    tokens = {code: _tokens_auc([r for r in first if r["language"] == code]) for code in task.tested}
-    return {"rows": rows, "answers": answers, "auc_of_tokens": tokens}
+    return {"rows": rows, "answers": answers}
 
 
-def _tokens_auc(records: list[dict]) -> float:
-    """What the number of tokens alone would tell: harmful prompts that are longer would be known by that."""
-    return auc(*([r["tokens"] for r in records if r["harmful"] is kind] for kind in (True, False)))
+def tokens_auc(records: list[dict]) -> dict[str, float]:
+    """By language, what the number of tokens alone would tell: longer harmful prompts would be known by that."""
+    codes = dict.fromkeys(record["language"] for record in records)
+    own = {code: [r for r in records if r["language"] == code] for code in codes}
+    return {code: auc(*([r["tokens"] for r in rows if r["harmful"] is kind] for kind in (True, False)))
+            for code, rows in own.items()}  # fmt: skip
 
 
 def tables(task: Task, figures: dict) -> str:
@@ -151,7 +176,7 @@ def tables(task: Task, figures: dict) -> str:
     titles += ["gap closed, %", "harmless refused", "in language", "perplexity ×", "published: Avg", "Var", "PAG"]
     rows = []
     for name, row in figures["rows"].items():
-        cells = [name, str(len(row["runs"]))]
+        cells = [name, ", ".join(str(run["seed"]) for run in row["runs"])]
         cells += [f"{row[g]['selectivity']['value']:.1f}" for g in ("trained", "low-resource", "unseen")]
         cells += [f"{row[g]['auc']['value']:.3f}" for g in ("trained", "low-resource", "unseen")]
         cells += [figure(row.get("gap_closed")), figure(row["harmless_refused"]), figure(row["in_language"])]

@@ -111,6 +111,8 @@ def run(bench: Bench, name: str, seed: int, changes: dict) -> dict:
     folder = bench.folder(name, seed)
     if (folder / "result.json").exists():
         return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    if name != START and not (bench.folder(START, seed) / "model").exists():
+        run(bench, START, seed, changes)  # what the row starts from; it was not needed where the start was known
     started, texts = time.perf_counter(), bench.base_texts()
     folder.mkdir(parents=True, exist_ok=True)
     gc.collect()  # the model of the row before
