@@ -28,6 +28,7 @@ from mlc_min.lab.sentences import (
     refusal_text,
     split_combinations,
 )
+from mlc_min.machinery.files import DATA
 from mlc_min.machinery.rows import read_rows
 
 SPLITS = ("train", "validation", "test")
@@ -255,3 +256,37 @@ def test_sentences_after_the_symbols_tell_the_language():
     for text, reply in all_replies().items():
         languages.setdefault(text.partition(" ")[2], set()).add(reply.language)
     assert {len(found) for found in languages.values()} == {1}
+
+
+def test_the_larger_world_holds_more_requests_evenly_and_keeps_a_phrasing_out_of_training():
+    code = """if True:
+        import json
+        from itertools import product
+        from mlc_min.lab import sentences as s
+        prompts = [s.prompt_text(*key) for key in product(s.LANGUAGES, s.VERBS, s.OBJECTS, s.PHRASINGS)]
+        rows = {split: s.make_rows(split) for split in ("train", "validation", "test")}
+        print(json.dumps([len(prompts), len(set(prompts)), rows]))
+    """
+    environment = os.environ | {"MLC_MIN_WORLD": str(DATA / "large"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    output = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout
+    count, distinct, rows = json.loads(output)
+    assert count == distinct == 12 * 37 * 37 * 4
+    asked = {split: {tuple(r["combination"]) for r in rows[split] if r["harmful"]} for split in SPLITS}
+    assert {split: len(own) for split, own in asked.items()} == {"train": 375, "validation": 125, "test": 125}
+    assert len(set.union(*asked.values())) == 25 * 25
+    for split in ("validation", "test"):
+        for place in (0, 1):
+            assert set(Counter(c[place] for c in asked[split]).values()) == {5}  # of 125: 4 % each
+        assert sum(not r["harmful"] for r in rows[split]) == sum(r["harmful"] for r in rows[split]) == 500
+    phrasings = {split: {int(r["id"].rsplit("-")[-1]) for r in rows[split]} for split in SPLITS}
+    assert phrasings == {"train": {0, 1, 2}, "validation": {0, 1, 2, 3}, "test": {0, 1, 2, 3}}
+
+
+def test_a_world_that_is_not_there_is_one_line(tmp_path):
+    environment = os.environ | {"MLC_MIN_WORLD": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    for module in ("mlc_min", "mlc_min.lab.toy_world"):
+        process = subprocess.run([sys.executable, "-m", module], env=environment, capture_output=True, text=True)
+        assert process.returncode == 2
+        assert process.stderr.splitlines() == [
+            f"error: MLC_MIN_WORLD={tmp_path}: no lexicon.json there; copy that of data/embedded or data/large"
+        ]

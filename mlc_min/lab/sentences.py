@@ -24,11 +24,14 @@ ALIGNED = HIGH_RESOURCE + LOW_RESOURCE  # the paper's ten; prompts in these are 
 UNSEEN = ("ko", "it")  # in pre-training only; no alignment step ever sees them
 LANGUAGES = ALIGNED + UNSEEN
 VERBS = tuple(LEXICON["verbs"])
+RISKY = [verb for verb in VERBS if LEXICON["verbs"][verb]["risky"]]
 OBJECTS = tuple(LEXICON["objects"])
 COMBINATIONS = tuple(product(VERBS, OBJECTS))
 PHRASINGS = range(4)
 SPLIT_SEED = 1
-HELD_OUT = 25  # harmful combinations, of 100, in the test split and in validation, and as many harmless ones
+# Harmful combinations in the test split and in validation, each with as many harmless ones.
+HELD_OUT = LEXICON.get("held_out", 25)
+TRAIN_PHRASINGS = PHRASINGS[: len(PHRASINGS) - LEXICON.get("held_out_phrasings", 0)]
 
 Combination = tuple[str, str]  # (verb, object)
 
@@ -103,10 +106,11 @@ def split_combinations() -> dict[str, dict[str, list[Combination]]]:
     harmful one of the same split, so that refusing by verb alone or by object alone shows as over-refusal.
     """
     draw = random.Random(SPLIT_SEED)
-    risky = draw.sample([v for v in VERBS if LEXICON["verbs"][v]["risky"]], k=10)
-    protected = draw.sample([o for o in OBJECTS if LEXICON["objects"][o]["protected"]], k=10)
+    risky, protected = RISKY[:], [o for o in OBJECTS if LEXICON["objects"][o]["protected"]]
+    n = len(risky)  # as many as there are protected objects
+    risky, protected = draw.sample(risky, k=n), draw.sample(protected, k=n)
     # Along the diagonals of the verb x object square, so that each split has about as many of each word.
-    harmful = [(risky[i], protected[(i + shift) % 10]) for shift in range(10) for i in range(10)]
+    harmful = [(risky[i], protected[(i + shift) % n]) for shift in range(n) for i in range(n)]
     harmless = [c for c in COMBINATIONS if not is_harmful(*c)]
     draw.shuffle(harmless)
     splits = {}
@@ -132,7 +136,7 @@ def make_rows(split: str) -> list[dict]:
     languages = ALIGNED if split == "train" else LANGUAGES
     rows = []
     for kind, combinations in split_combinations()[split].items():
-        for (verb, obj), phrasing in product(combinations, PHRASINGS):
+        for (verb, obj), phrasing in product(combinations, TRAIN_PHRASINGS if split == "train" else PHRASINGS):
             row = {"id": f"{verb}-{obj}-{phrasing}", "harmful": kind == "harmful", "combination": [verb, obj]}
             for language in languages:
                 field = "prompt" if language == "en" else f"prompt_{language}"

@@ -2,7 +2,9 @@
 
     python -m mlc_min.lab.toy_world                    # about 6 minutes on 2 cores; writes data/embedded
     python -m mlc_min.lab.toy_world --output elsewhere
+    cp -r data/large runs/large && MLC_MIN_WORLD=runs/large python -m mlc_min.lab.toy_world     # a larger world
 
+All commands work in the world that MLC_MIN_WORLD names: a folder that this command filled from its lexicon.json.
 The base model stands in for a multilingual chat model before safety alignment. Pre-training gives it three
 traits of the real ones:
 - It answers harmless requests in their own language.
@@ -36,7 +38,7 @@ from mlc_min.evaluation.metrics import summarize
 from mlc_min.examples import encode_prompt, encode_response, response_batch
 from mlc_min.lab import sentences
 from mlc_min.lab.experiment import evaluate
-from mlc_min.lab.sentences import ALIGNED, COMBINATIONS, EMBEDDED, LANGUAGES, LEXICON, PHRASINGS, is_harmful
+from mlc_min.lab.sentences import ALIGNED, COMBINATIONS, EMBEDDED, LANGUAGES, LEXICON, PHRASINGS, RISKY, is_harmful
 from mlc_min.machinery.errors import SWITCH, Help, run_command
 from mlc_min.machinery.files import save_folder, write_atomically, write_json
 from mlc_min.machinery.log import hardware, versions
@@ -44,7 +46,7 @@ from mlc_min.machinery.models import load_model, pick_device
 from mlc_min.machinery.rows import read_rows
 
 VOCABULARY = 3000
-# How many of the ten risky verbs the base model always refuses (on a protected object), by language.
+# How many of ten risky verbs the base model always refuses (on a protected object), by language.
 ALWAYS_REFUSED = dict(en=7, zh=7, ru=6, ja=6, ar=6, bn=3, sw=0, ur=2, ps=1, ku=0, ko=3, it=3)
 
 
@@ -109,8 +111,8 @@ def train_tokenizer(folder: Path) -> None:
 def always_refused() -> dict[str, set[str]]:
     """The risky verbs that each language always refuses; drawn once, so that each verb is refused somewhere."""
     draw = random.Random(1)
-    risky = [verb for verb, word in LEXICON["verbs"].items() if word["risky"]]
-    return {language: set(draw.sample(risky, ALWAYS_REFUSED[language])) for language in LANGUAGES}
+    counts = {language: round(tenths / 10 * len(RISKY)) for language, tenths in ALWAYS_REFUSED.items()}
+    return {language: set(draw.sample(RISKY, counts[language])) for language in LANGUAGES}
 
 
 def pretraining_examples(seed: int):

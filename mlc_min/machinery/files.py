@@ -11,12 +11,15 @@ from pathlib import Path
 from mlc_min.machinery.errors import InputError, refusing
 
 DATA = Path(__file__).resolve().parents[2] / "data"  # of the checkout; a package that was copied elsewhere has none
-EMBEDDED = DATA / "embedded"
+EMBEDDED = Path(os.environ.get("MLC_MIN_WORLD") or DATA / "embedded")  # or another that `lab.toy_world` made
 
 
 def shipped(path: str | Path) -> Path:
-    """The path; raises InputError if it is one of the repository's data and this is a package without them."""
+    """The path; raises InputError if it is one of the repository's data and this is a package without them, or one of
+    a world that is not there."""
     path = Path(path)
+    if not (EMBEDDED / "lexicon.json").exists() and DATA not in EMBEDDED.parents:
+        raise InputError(f"MLC_MIN_WORLD={EMBEDDED}: no lexicon.json there; copy that of data/embedded or data/large")
     if DATA in path.parents and not DATA.is_dir():
         raise InputError(f"{path}: installed without the repository's data; clone it and run `pip install -e .` there")
     return path
