@@ -174,14 +174,9 @@ def test_the_consistency_loss_of_a_batch_is_the_mean_over_its_prompts_taken_alon
     assert batch.item() == pytest.approx(sum(alone) / len(alone), abs=1e-5)
 
 
-@pytest.mark.parametrize("form", ["official", "paper"])
-def test_the_consistency_loss_is_that_of_the_extractor_s_rows_at_the_settings_temperature_and_form(
-    model, examples, form
-):
-    """Usually the extractor is left out, or τ or the form is a fixed one and not that of the settings."""
-    torch.manual_seed(1)
-    extractor, config = make_extractor("learned", 32, 16), settings(mlc_layer=2, mlc_tau=0.37, mlc_form=form)
-    expected = []
+def loss_by_numpy(model, extractor, examples, tau: float, form: str) -> float:
+    """The consistency loss at entry 2 in float64, one prompt at a time, each in the languages that it has."""
+    losses = []
     for example in examples:
         rows = []
         for ids in example.prompts.values():
@@ -189,9 +184,32 @@ def test_the_consistency_loss_is_that_of_the_extractor_s_rows_at_the_settings_te
             row = (extractor.weight @ state + extractor.bias).detach().double().numpy()
             rows.append(row / np.linalg.norm(row))
         sigma = np.linalg.svd(np.stack(rows), compute_uv=False)
-        scores = sigma / 0.37 if form == "paper" else sigma / (0.37 * sigma[0])
-        expected.append(np.log(np.exp(scores - scores[0]).sum()))
-    assert consistency_loss(model, extractor, examples, config).item() == pytest.approx(np.mean(expected), abs=1e-5)
+        scores = sigma / tau if form == "paper" else sigma / (tau * sigma[0])
+        losses.append(np.log(np.exp(scores - scores[0]).sum()))
+    return np.mean(losses)
+
+
+@pytest.mark.parametrize("form", ["official", "paper"])
+def test_the_consistency_loss_is_that_of_the_extractor_s_rows_at_the_settings_temperature_and_form(
+    model, examples, form
+):
+    """Usually the extractor is left out, or τ or the form is a fixed one and not that of the settings."""
+    torch.manual_seed(1)
+    extractor, config = make_extractor("learned", 32, 16), settings(mlc_layer=2, mlc_tau=0.37, mlc_form=form)
+    expected = loss_by_numpy(model, extractor, examples, 0.37, form)
+    assert consistency_loss(model, extractor, examples, config).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_rows_that_lack_translations_count_in_the_languages_they_have(model, examples):
+    """Usually the mean is over groups of equally many languages and not over prompts, or a single row is an error."""
+    extractor, config = make_extractor("learned", 32, 16), settings(mlc_layer=2)
+    for example, missing in zip(examples, ((), ("zh",), ("en", "sw"), ("sw",), ("zh", "sw"), ()), strict=False):
+        for language in missing:
+            del example.prompts[language]
+    expected = loss_by_numpy(model, extractor, examples, 0.2, "official")
+    assert consistency_loss(model, extractor, examples, config).item() == pytest.approx(expected, abs=1e-5)
+    alone = [example for example in examples if len(example.prompts) == 1]
+    assert len(alone) == 2 and consistency_loss(model, extractor, alone, config).item() == 0
 
 
 def test_consistency_alone_moves_no_layer_above_the_chosen_one(model, examples):

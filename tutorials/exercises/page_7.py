@@ -1,8 +1,13 @@
-"""Page 7, a port. Write the functions, then: python -m pytest tutorials/exercises -k page_7"""
+"""Page 7, a port: part A is checked by
+`python -m pytest tutorials/exercises -k page_7a`, part B by `page_7b`.
+"""
 
 
 def mlc_loss(representations, tau=0.2, form="official"):
-    """The loss of page 3 in NumPy, float64: (N, m, d) array -> float. The same errors."""
+    """The loss of page 3 in NumPy, float64: (N, m, d) array -> float.
+
+    B: rows that lie on one line but for the last digits; logits of a thousand; the errors of page 3.
+    """
     raise NotImplementedError
 
 

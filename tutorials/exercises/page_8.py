@@ -1,4 +1,6 @@
-"""Page 8, the whole method. Write the functions, then: python -m pytest tutorials/exercises -k page_8"""
+"""Page 8, the whole method: part A is checked by
+`python -m pytest tutorials/exercises -k page_8a`, part B by `page_8b`.
+"""
 
 # Your own of the pages before, as far as you want to use them:
 #     from page_1 import safety_table

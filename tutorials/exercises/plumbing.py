@@ -3,7 +3,11 @@
 import functools
 import importlib
 
+import numpy
 import pytest
+import torch
+
+from mlc_min.ports.conformance import check_case
 
 
 def in_place_of(module: str, **functions):
@@ -31,3 +35,29 @@ def skipping(function, name=None):
             pytest.skip(f"{name or function.__name__} is not written yet")
 
     return call
+
+
+def as_torch(loss, gradient):
+    """The reader's loss and gradient in NumPy as one torch function, which the project's tests are written for."""
+
+    class Port(torch.autograd.Function):
+        @staticmethod
+        def forward(context, representations, tau, form):
+            context.arguments = representations.numpy(force=True), tau, form
+            return representations.new_tensor(loss(*context.arguments))
+
+        @staticmethod
+        def backward(context, outer):
+            return outer * outer.new_tensor(gradient(*context.arguments)), None, None
+
+    def mlc_loss(representations, tau=0.2, form="official"):
+        return Port.apply(representations, tau, form)
+
+    return mlc_loss
+
+
+def assert_conformance(case, loss, gradient):
+    """One conformance case on the reader's functions in NumPy."""
+    result = check_case(skipping(loss), case, numpy, skipping(gradient), float32=False)
+    wrong = {name: result[name] for name in ("value_error", "gradient_error", "message") if result[name]}
+    assert result["status"] == "pass", f"the case {case['name']!r} is there to find: {case['catches']}. Yours: {wrong}"

@@ -1,4 +1,4 @@
-"""The project's tests of the consistency loss of a batch, on yours."""
+"""A, the mathematics: the project's tests of the consistency loss of a batch, on yours."""
 
 import page_5
 from plumbing import in_place_of

@@ -1,4 +1,4 @@
-"""Your whole method against the project's: the first ten losses, the evaluation, and the table after a full run."""
+"""A, the method: your first ten losses and your evaluation of the untrained model against the project's."""
 
 import copy
 import itertools
@@ -31,16 +31,11 @@ def world():
 
 
 @pytest.fixture(scope="module")
-def run(world):
-    """Your run: (the model that is trained, the generator)."""
-    model, _, examples, _ = world
-    model = copy.deepcopy(model)
-    return model, page_8.training(model, examples, RECIPE)
-
-
-@pytest.fixture(scope="module")
-def first_ten(run):
-    return skipping(lambda: list(itertools.islice(run[1], 10)), "training")()
+def first_ten(world):
+    """The losses of the first ten steps of your training."""
+    base, _, examples, _ = world
+    losses = skipping(lambda model: list(itertools.islice(page_8.training(model, examples, RECIPE), 10)), "training")
+    return losses(copy.deepcopy(base))
 
 
 def yours_and_ours(model, world):
@@ -81,13 +76,3 @@ def losses_of_the_project(world, steps):
     for i, example in zip(order, loop.with_reference(model, [examples[i] for i in order], RECIPE), strict=True):
         examples[i] = example
     return [figures["loss"].item() for figures in itertools.islice(loop.train(run, examples, RECIPE), steps)]
-
-
-def test_the_gap_closes(world, run, first_ten):
-    """Usually the run ends early, or the model in `training` is a copy of the one that was given."""
-    losses = first_ten + list(run[1])
-    assert len(losses) == RECIPE.steps
-    yours, ours = yours_and_ours(run[0], world)
-    assert list(yours["rates"]) == pytest.approx(list(ours["strict"].values()), abs=1e-6)
-    assert yours["avg"] >= 90 and min(yours["rates"]) >= 75 and yours["pag"] >= 0.85
-    assert ours["helpful_own"] >= 95 and ours["over_refusal"] <= 5  # in percent
