@@ -103,6 +103,7 @@ def test_embedded_rows_keep_the_unseen_languages_out_of_training():
 
 
 def test_auc_counts_pairs_and_ties_half():
+    """Usually a tie counts as lost or as won, or harmful and harmless are exchanged."""
     draw = np.random.default_rng(0)
     a, b = draw.integers(0, 5, 30).tolist(), draw.integers(0, 4, 20).tolist()
     wins = sum((x > y) + 0.5 * (x == y) for x in a for y in b)

@@ -50,6 +50,7 @@ def squares(picture: np.ndarray) -> np.ndarray:
 def test_every_block_prints_what_the_page_says_and_every_picture_is_the_committed_one(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # what a page writes shall not land in the checkout
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the commands that page 7 starts
+    monkeypatch.delenv("MLC_MODEL", raising=False)  # page 9 promises what it prints without one
     pyplot.switch_backend("Agg")
     for folder in ("tutorials/pictures", "runs/tutorials"):
         (tmp_path / folder).mkdir(parents=True)
@@ -69,6 +70,34 @@ def test_every_block_prints_what_the_page_says_and_every_picture_is_the_committe
         assert fresh.shape == committed.shape
         # On another machine a training run may move a dot or a bar.
         assert (np.abs(squares(fresh) - squares(committed)).max(-1) > 0.1).mean() < 0.02, f"{name} has changed"
+
+
+@pytest.mark.parametrize("kept", [("English SFT", "SFT goes on", "MLC"), None])
+def test_page_9_shows_whatever_rows_and_seeds_the_table_has(kept, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/tutorials").mkdir(parents=True)
+    monkeypatch.delenv("MLC_MODEL", raising=False)
+    pyplot.switch_backend("Agg")
+    table = json.loads(text_of(ROOT / "data/results/published/published.json"))
+    kept = kept or (*table["rows"], "another row")
+    rows = {name: table["rows"].get(name, table["rows"]["MLC"]) for name in kept}
+    for row in rows.values():
+        row["runs"] = (row["runs"] * 3)[:3]
+    answers = [answer for answer in table["answers"] if {answer["first"], answer["second"]} <= set(kept)]
+    answers += [answers[0] | {"first": kept[-1]}]
+    for figures in [answer[group][name] for answer in answers for group in ("trained", "low-resource", "unseen")
+                    for name in ("selectivity", "auc")]:  # fmt: skip
+        figures["by_seed"] = [1.0, -1.0, 2.0]
+    (tmp_path / "results/published").mkdir(parents=True)
+    text = json.dumps(table | {"rows": rows, "answers": answers})
+    (tmp_path / "results/published/published.json").write_text(text, encoding="utf-8")
+    monkeypatch.setattr("mlc_min.machinery.files.DATA", tmp_path)
+    page = tutorial.find("9")
+    namespace: dict = {"__name__": "__main__"}
+    printed = "".join(tutorial.execute(step, page, namespace) for step in tutorial.parse(text_of(page))[0])
+    pyplot.close("all")
+    assert "3 seeds" in printed and kept[-1] in printed and "settled" not in printed
+    assert ("thresholds − SFT goes on: not in this table" in printed) is ("thresholds" not in kept)
 
 
 @every_page
@@ -414,6 +443,18 @@ MUTANTS = {
     "no projection": (7, "(dz - (dz * z).sum(-1, keepdims=True) * z)", "dz"),
     "a sum over prompts": (7, "g /= scale * len(z)", "g /= scale"),
     "the port's form ignored": (7, 'if form == "official" else 1.0', "if True else 1.0"),
+    "ties lost": (9, "(signs + 1).mean() / 2", "(signs > 0).mean()"),
+    "the mean of all labelled prompts": (
+        9,
+        "float(np.mean(harmful) + np.mean(harmless)) / 2",
+        "np.mean([*harmful, *harmless])",
+    ),
+    "single verdicts drawn": (
+        9,
+        "np.mean(one, axis=1) - np.mean(other, axis=1)",
+        "np.ravel(one) * 1.0 - np.ravel(other)",
+    ),
+    "an interval of 90 %": (9, "[0.025, 0.975]", "[0.05, 0.95]"),
 }
 
 

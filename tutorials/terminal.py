@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Iterator
 
 TOKEN = re.compile(r"\\partial\s+|\\[A-Za-z]+|\\.|\s+|.", re.DOTALL)
+COMMENT = re.compile(r"^ *<!--.*?-->\n| *<!--.*?-->", re.DOTALL | re.MULTILINE)
 MATH = re.compile(r"^```math\n(.*?)^```$|\$`(.+?)`\$", re.MULTILINE | re.DOTALL)
 FOLD = re.compile(r"<details>\s*<summary>(.*?)</summary>\s*(.*?)\s*</details>", re.DOTALL)
 SUBSCRIPTS = str.maketrans("0123456789+-=()aehijklmnoprstuvx", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ")
@@ -96,17 +97,17 @@ def opened(markdown: str, solution: bool) -> list[str]:
 def as_text(markdown: str, hints: Iterator[int]) -> str:
     """What the terminal shows. A folded part stays folded: the title says which flag opens it, a hint by its number.
 
-    >>> print(as_text("So $`\\sigma_1 \\le 1`$, see [page 4](04-x.md).\\n\\n![A bar](pictures/a.png)", iter([])))
-    So σ₁ ≤ 1, see page 4 (04-x.md).
+    >>> print(as_text("<!-- x -->\\nSo $`\\sigma_1 \\le 1`$, [page 4](04-x.md).\\n\\n![Bar](pictures/a.png)", iter([])))
+    So σ₁ ≤ 1, page 4 (04-x.md).
     <BLANKLINE>
-    saved: runs/tutorials/a.png (A bar)
+    saved: runs/tutorials/a.png (Bar)
     """
 
     def title(fold: re.Match) -> str:
         flag = "--solution" if is_solution(fold[1]) else f"--hint {next(hints)}"
         return f"▸ {fold[1].strip()} (folded; {flag} shows it)"
 
-    text = FOLD.sub(title, markdown)
+    text = FOLD.sub(title, COMMENT.sub("", markdown))
     text = MATH.sub(lambda math: one_line(math[2]) if math[2] else f"    {one_line(math[1])}", text)
     text = re.sub(r"!\[([^\]]*)\]\(pictures/(.+?)\)", r"saved: runs/tutorials/\2 (\1)", text)
     return re.sub(r"(?<!!)\[([^\]]+)\]\(([^)]+)\)", r"\1 (\2)", text)
