@@ -235,7 +235,8 @@ SPECIAL = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("case", SPECIAL)
 def test_gradient_is_bounded_and_tangent_to_the_sphere_even_where_singular_values_tie(case, dtype, form):
-    """‖∂L/∂σ‖ = ‖softmax - e₁‖ / τ <= √2 / τ (official: / σ₁, which is >= 1), and U, V keep the length."""
+    """Usually the part along the row was not taken away, as the division by its length does; or the gradient goes
+    through U or V. The bound: ‖∂L/∂σ‖ = ‖softmax - e₁‖ / τ <= √2 / τ (official: / σ₁, which is >= 1)."""
     z = torch.from_numpy(numpy_unit_rows(SPECIAL[case]))[None].to(dtype)
     g = gradient(z, form=form)
     assert g.norm() <= math.sqrt(2) / 0.2
@@ -260,7 +261,8 @@ def test_gradient_of_the_paper_form_and_of_the_cosine_loss_passes_gradcheck(m, d
 
 @pytest.mark.parametrize(("m", "d"), [(3, 5), (5, 3)])
 def test_official_gradient_treats_sigma_1_in_the_denominator_as_a_constant(m, d):
-    """Usually `.detach()` is missing: σ₁ in the denominator is a number without a gradient."""
+    """Usually `.detach()` is missing: σ₁ in the denominator is a number without a gradient. If the gradient was written
+    by hand, it may also be τ, σ₁ or the rows' lengths that nothing is divided by."""
     x = normal(m, 1, m, d, dtype=torch.float64)
     constant = 0.2 * np.linalg.svd(numpy_unit_rows(x), compute_uv=False)[0, 0]
     official = gradient(x, form="official").numpy()

@@ -198,7 +198,7 @@ def test_a_response_at_position_0_is_refused():
     ],
 )
 def test_dpo_by_hand(policy, reference, beta, loss):
-    """Usually the reference is left out, added, or that of the other reply, or β stands outside the sigmoid."""
+    """Usually the reference is left out, added, or that of the other reply; or β is fixed or outside the sigmoid."""
     assert dpo_loss(*torch.tensor([*policy, *reference])[:, None], beta).tolist() == pytest.approx([loss])
 
 

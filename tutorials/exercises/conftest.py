@@ -29,8 +29,14 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """In the order of the project's files: values first, then symmetries, then gradients, then refusals."""
-    items.sort(key=lambda item: (item.path, str(item.reportinfo()[0]), item.reportinfo()[1] or 0))
+    """In the order of the project's files: values first, then symmetries, then gradients, then refusals. What stands in
+    the exercise's own file comes last."""
+
+    def place(item):
+        file, line, _ = item.reportinfo()
+        return item.path, Path(file) == item.path, str(file), line or 0
+
+    items.sort(key=place)
 
 
 def pytest_collection_finish(session):

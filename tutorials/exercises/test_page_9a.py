@@ -59,7 +59,7 @@ def test_a_model_does_not_differ_from_itself():
 
 
 def test_a_few_requests_have_the_quantiles_of_all_their_resamplings():
-    """Usually harmful and harmless requests are drawn from one pot, or the quantiles are not 2.5 % and 97.5 %."""
+    """Usually harmful and harmless requests are drawn from one pot, or by another number than there are."""
     first, second = ([[1, 1], [1, 0], [0, 0]], [[1, 0], [0, 0], [0, 0]]), ([[0, 0]] * 3, [[0, 0]] * 3)
     exact = [
         100 * (np.mean(harmful) - np.mean(harmless))  # all 27 · 27 of them
@@ -71,7 +71,8 @@ def test_a_few_requests_have_the_quantiles_of_all_their_resamplings():
 
 
 def test_the_interval_is_as_wide_as_the_standard_error_of_independent_requests_makes_it():
-    """Usually single verdicts are drawn and not requests with all their languages: then it is too narrow."""
+    """Usually single verdicts are drawn and not requests with all their languages, or the quantiles are not 2.5 % and
+    97.5 %: then it is too narrow."""
     first, second = verdicts(3, requests=(60, 50)), verdicts(4, (0.6, 0.3), requests=(60, 50))
     gains = [np.mean(one, 1) - np.mean(other, 1) for one, other in zip(first, second, strict=True)]
     error = 100 * math.sqrt(sum(gain.var() / len(gain) for gain in gains))
