@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mlc_min.evaluation.pictures import plot_layers
 from mlc_min.evaluation.records import read_object
-from mlc_min.lab.published.report import entry, plot_languages, tables, tabulate, tokens_auc
+from mlc_min.lab.published.report import entry, plot_languages, tables, tabulate
 from mlc_min.lab.published.rows import MAIN, ROWS, START, Bench, run
 from mlc_min.lab.published.tasks import load_task
 from mlc_min.machinery.errors import Help, InputError, run_command
@@ -97,7 +97,6 @@ def report(bench: Bench, about: dict, runs: dict[tuple, dict], asked: list[tuple
         if (place / "result.json").exists():
             records = [record for record, _ in json_values(place / "records.jsonl")]
             runs[name, seed] = entry(read_object(place / "result.json"), records, base["perplexity"])
-            about["auc_of_tokens"] = tokens_auc(records)
     rows = {name: [runs[key] for key in sorted(runs) if key[0] == name] for name in ROWS}
     figures = tabulate(bench.task, {name: own for name, own in rows.items() if own})
     write_json(folder / "published.json", about | figures)

@@ -32,7 +32,7 @@ def first_tokens(model: PreTrainedModel, prompts: list[list[int]], token: int) -
 
 def examine(model: PreTrainedModel, tokenizer: Tokenizer, task: Task, rows: list[Row]) -> list[dict]:
     """A judged record for every row in every language: a greedy reply (its first token alone where that decides),
-    `log_odds` of the refusal's first token, and the prompt's `tokens`."""
+    and the `log_odds` of the refusal's first token."""
     prompts = encode(rows, tokenizer, task.tested)
     refusal = next(row.chosen for row in task.train if row.extra["harmful"])
     firsts = first_tokens(model, prompts, encode_response(tokenizer, refusal)[0])
@@ -41,9 +41,9 @@ def examine(model: PreTrainedModel, tokenizer: Tokenizer, task: Task, rows: list
     else:
         replies = generate(model, tokenizer, prompts, task.max_new_tokens, BATCH)
     records = []
-    for record, reply, (score, _), ids in zip(cells(rows, task.tested), replies, firsts, prompts, strict=True):
+    for record, reply, (score, _) in zip(cells(rows, task.tested), replies, firsts, strict=True):
         judged = record | reply
-        records.append(judged | task.judge(judged) | {"log_odds": score, "tokens": len(ids)})
+        records.append(judged | task.judge(judged) | {"log_odds": score})
     return records
 
 

@@ -5,7 +5,7 @@ from statistics import fmean, geometric_mean
 
 import numpy as np
 
-from mlc_min.evaluation.metrics import auc, comparisons
+from mlc_min.evaluation.metrics import comparisons
 from mlc_min.evaluation.pictures import NAMES, finish, panels_on_canvas, plain, style
 from mlc_min.evaluation.report import figure, markdown_table, p_value
 from mlc_min.lab.published.rows import ANY_LANGUAGE, PLAIN, THRESHOLDS
@@ -159,14 +159,6 @@ def tabulate(task: Task, runs: dict[str, list[dict]]) -> dict:
                     answer[group][figure_name]["by_seed"] = [seed[figure_name]["value"] for seed in alone]
             answers.append(answer)
     return {"rows": rows, "answers": answers}
-
-
-def tokens_auc(records: list[dict]) -> dict[str, float]:
-    """By language, what the number of tokens alone would tell: longer harmful prompts would be known by that."""
-    codes = dict.fromkeys(record["language"] for record in records)
-    own = {code: [r for r in records if r["language"] == code] for code in codes}
-    return {code: auc(*([r["tokens"] for r in rows if r["harmful"] is kind] for kind in (True, False)))
-            for code, rows in own.items()}  # fmt: skip
 
 
 def tables(task: Task, figures: dict) -> str:
