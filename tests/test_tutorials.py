@@ -443,6 +443,7 @@ MUTANTS = {
     "no projection": (7, "(dz - (dz * z).sum(-1, keepdims=True) * z)", "dz"),
     "a sum over prompts": (7, "g /= scale * len(z)", "g /= scale"),
     "the port's form ignored": (7, 'if form == "official" else 1.0', "if True else 1.0"),
+    "no stop-gradient in the whole": (8, ".detach() / tau", " / tau"),
     "ties lost": (9, "(signs + 1).mean() / 2", "(signs > 0).mean()"),
     "the mean of all labelled prompts": (
         9,

@@ -62,7 +62,7 @@ def test_the_first_loss_is_the_projects(world, first_ten):
 
 
 def test_the_first_ten_losses_are_the_projects(world, first_ten):
-    """From step 1: usually no warm-up. From step 2: the gradient, clipping, or what is trained (`freeze`)."""
+    """Usually the warm-up, if step 1 differs; from step 2 on `.detach()`, clipping, or what is trained (`freeze`)."""
     assert first_ten == pytest.approx(losses_of_the_project(world, 10), abs=5e-5)
 
 
