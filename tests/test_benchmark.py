@@ -2,14 +2,18 @@
 
 import json
 import sys
+import weakref
+from argparse import Namespace
+from functools import partial
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from mlc_min.consistency import mlc_loss
 from mlc_min.lab.benchmark import __main__ as command
 from mlc_min.lab.benchmark import parts
-from mlc_min.lab.benchmark.measure import HighWater, alternate, ratios, spread
+from mlc_min.lab.benchmark.measure import alternate, measured, memory, ratios, spread
 from mlc_min.lab.benchmark.workloads import (
     Workload,
     dpo_operations,
@@ -79,6 +83,7 @@ def test_the_official_layout_has_our_loss_and_our_gradient(work):
 def test_every_way_to_the_singular_values_has_the_same_loss():
     x = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
     losses = [parts.loss_by(way, x).item() for way in parts.WAYS.values()]
+    assert losses[0] == mlc_loss(x).item()  # the first is the package's
     assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-4)
 
 
@@ -99,9 +104,17 @@ def test_a_ratio_is_taken_round_by_round():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_that_was_used_for_a_moment_is_seen():
-    mark = HighWater(CPU)
-    torch.ones(100_000_000).sum()  # 0.4 GB
-    assert 0.35 < mark.read()["added"] < 0.6
+    peak, added = memory(lambda: torch.ones(100_000_000).sum(), CPU)  # 0.4 GB
+    assert 0.35 < added < 0.6 and peak > added
+
+
+def test_what_one_job_alone_holds_does_not_count_against_the_next():
+    held, seen = [torch.ones(3)], []
+    alive = weakref.ref(held[0])
+    jobs = {"first": partial(torch.Tensor.sum, held.pop()), "second": lambda: seen.append(alive() is None)}
+    results = measured(jobs, Namespace(device=CPU, repeats=1))
+    assert not jobs and all(set(result) == {"first", "second"} for result in results)
+    assert seen == [False, False, True, True]  # a warm-up and a round in turn; then alone, for the memory
 
 
 # --- the command ---
@@ -115,12 +128,14 @@ def run(monkeypatch, output, *arguments) -> dict:
 
 def test_the_command_adds_its_parts_to_the_results(monkeypatch, tmp_path, capsys):
     common = ("--rows", "1", "--repeats", "1", "--device", "cpu")
-    results = run(monkeypatch, tmp_path, "--parts", "cost", "official", *common)
-    results = run(monkeypatch, tmp_path, "--parts", "utilisation", *common)
-    assert list(results) == ["cost, tiny", "official, tiny", "utilisation, tiny"]
+    results = run(monkeypatch, tmp_path, "--parts", "cost", *common)
+    results = run(monkeypatch, tmp_path, "--parts", "official", *common)
+    assert list(results) == ["cost, tiny", "official, tiny"]
     for result in results.values():
         assert all(len(row) == len(result["columns"]) for row in result["rows"])
-        assert {"hardware", "versions", "commit", "command", "seconds", "title"} <= set(result)
+        assert {"hardware", "versions", "commit", "command", "seconds", "title", "status"} <= set(result)
+    places = ["layer 2 of 2, mlc_parts 4", "layer 2 of 2, mlc_parts 1", "layer 1 of 2, mlc_parts 4"]
+    assert [row[0] for row in results["cost, tiny"]["rows"]] == places
     page = (tmp_path / "benchmark.md").read_text(encoding="utf-8")
     assert "official / ours" in page and "official / ours" in capsys.readouterr().out
     assert "python -m mlc_min.lab.benchmark --parts official --shape tiny --rows 1 --repeats 1" in page

@@ -126,23 +126,6 @@ def plot_spectra(diagnostics: dict[str, dict], path: str | Path) -> None:
     finish(canvas, panels[0, 0], path, "upper", 2)
 
 
-def plot_growth(curves: dict[str, dict], path: str | Path) -> None:
-    """A panel a quantity that grows: seconds and added memory, each over its value at the first point, and the line on
-    which both would lie if they were proportional."""
-    canvas, panels = panels_on_canvas(1, len(curves), size=(2.6 * len(curves), 3.2), grid=True)
-    for axes, (name, curve) in zip(panels, curves.items(), strict=True):
-        x = [value / curve["values"][0] for value in curve["values"]]
-        for key, label, number in (("seconds", "seconds", 2), ("added_gb", "memory", 1)):
-            if curve[key][0]:
-                axes.plot(x, [value / curve[key][0] for value in curve[key]], **style(number, 5, line=1), label=label)
-        axes.plot(x, x, color="#999999", linewidth=0.8, linestyle=":", label="proportional")
-        axes.set(xscale="log", yscale="log", title=name, ylim=(0.4, 40))
-        axes.set_xticks(x, [f"{value:,}" for value in curve["values"]], fontsize=8)
-        axes.set_xticks([], minor=True)
-    panels[0].set_ylabel("over the first point")
-    finish(canvas, panels[0], path, "lower", 3)
-
-
 def plot_layers(layers: dict[str, dict], path: str | Path) -> None:
     """By layer: collinearity of translations and of unrelated prompts, raw and centred by language; silhouettes.
     A column a model."""

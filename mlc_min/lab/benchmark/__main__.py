@@ -4,89 +4,128 @@
     python -m mlc_min.lab.benchmark --parts cost loss           # some
     python -m mlc_min.lab.benchmark --shape qwen2.5-0.5b --rows 2 --parts cost official
 
-Models have random weights, of a real shape; rows are random tokens. Prints tables, and writes benchmark.json,
-benchmark.md and, of the part `growth`, growth.png. A part that is run again replaces itself in these files.
+Models have random weights, of a real shape; rows are random tokens. Prints tables, and writes benchmark.json and
+benchmark.md; a part that is run again replaces itself there. On a GPU `python -m tests.gpu` runs these parts and more.
 """
 
 import json
+import math
+import signal
+import sys
 import time
+import traceback
 from argparse import ArgumentParser
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from mlc_min.evaluation.pictures import plot_growth
 from mlc_min.evaluation.report import aligned_text, markdown_table
 from mlc_min.lab.benchmark import parts
+from mlc_min.lab.benchmark.measure import fresh
 from mlc_min.lab.random_model import SHAPES
-from mlc_min.machinery.errors import Help, InputError, run_command
+from mlc_min.machinery.errors import SWITCH, Help, InputError, first_line, run_command
 from mlc_min.machinery.files import usable_folder, write_atomically, write_json
 from mlc_min.machinery.log import git_commit, hardware, versions
 from mlc_min.machinery.models import pick_device
 
-PARTS = {
-    "cost": (parts.cost, "Cost of MLC: a DPO+MLC step over a DPO step"),
-    "official": (parts.official, "Against the official layout"),
-    "trl": (parts.trl, "Against TRL's DPOTrainer"),
-    "growth": (parts.growth, "Growth of the MLC pass"),
-    "loss": (parts.loss_alone, "The loss alone"),
-    "evaluation": (parts.evaluation, "Evaluation: generated tokens a second"),
-    "utilisation": (parts.utilisation, "Utilisation of a training step"),
-    "reading": (parts.reading, "Reading rows"),
-}
-SHAPELESS = ("evaluation", "reading")  # they have no model of the shape that is asked for
+PARTS = (parts.cost, parts.official, parts.trl, parts.loss, parts.evaluation, parts.reading)
 
 
 def main() -> None:
-    parser = ArgumentParser(prog="python -m mlc_min.lab.benchmark", description=__doc__, formatter_class=Help)
-    add = parser.add_argument
-    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
-    add("--shape", choices=SHAPES, default="small", help="of the model, where the part does not say otherwise")
+    run_parts(PARTS, "python -m mlc_min.lab.benchmark", __doc__)
+
+
+def run_parts(known: tuple[Callable, ...], program: str, description: str, needs_gpu: bool = False) -> None:
+    """The command `program` over these parts, whose flags each of them gets as `at`. One that fails does not stop the
+    others, and makes the exit code 1. Raises InputError if a GPU is needed and not there, but for a rehearsal."""
+    parser = ArgumentParser(prog=program, description=description, formatter_class=Help)
+    add, named = parser.add_argument, {part.__name__: part for part in known}
+    add("--parts", nargs="+", choices=named, default=list(named), help="what to run")
+    add("--shape", choices=SHAPES, help="of the model where the part has none; without it small, on a GPU qwen2.5-0.5b")
     add("--rows", type=int, default=4, help="rows of a batch, each in ten languages")
     add("--repeats", type=int, default=5, help="rounds after the warm-up")
+    add("--minutes", type=float, help="what is not done by then is skipped; without it 9 on a GPU, else no end")
     add("--device", default="auto", help="auto, cpu or cuda")
+    add("--small", **SWITCH, default=False, help="a rehearsal of what a GPU runs, in tiny sizes, and no result")
     add("--output", type=Path, default=Path("runs/benchmark"), help="folder for the results")
-    arguments = parser.parse_args()
-    shape, rows, repeats, folder = arguments.shape, arguments.rows, arguments.repeats, arguments.output
-    if repeats < 1 or rows < 1:
+    at = parser.parse_args()
+    if at.repeats < 1 or at.rows < 1:
         raise InputError("--repeats and --rows must be at least 1")
-    device, path = pick_device(arguments.device), folder / "benchmark.json"
+    at.device = pick_device(at.device)
+    at.for_gpu = at.small or at.device.type == "cuda"  # the sizes and the arithmetic
+    if needs_gpu and not at.for_gpu:
+        raise InputError("--device: PyTorch finds no GPU with CUDA here; --small rehearses all parts on a CPU")
+    usual = "tiny" if at.small else "qwen2.5-0.5b" if at.for_gpu else "small"
+    at.shape = at.shape or usual
+    path = at.output / ("rehearsal.json" if at.small else "benchmark.json")
     try:
         results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError:
         raise InputError(f"{path}: not JSON; delete it, or use another --output") from None
-    usable_folder(folder, "--output")
-    for name in arguments.parts:
-        measure, title = PARTS[name]
+    usable_folder(at.output, "--output")
+    minutes = at.minutes or (9.0 if at.device.type == "cuda" else math.inf)
+    end, lines = time.perf_counter() + 60 * minutes, []
+    for name in at.parts:
+        title = ("REHEARSAL, no result: " if at.small else "") + named[name].__doc__.splitlines()[0]
         print(f"\n{title}", flush=True)
         start = time.perf_counter()
-        measured = measure(shape, rows, repeats, device)
-        settings = f"--parts {name} --shape {shape} --rows {rows} --repeats {repeats}"
-        key = name if shape == "small" or name in SHAPELESS else f"{name}, {shape}"
+        result = attempt(named[name], at, end)
+        how = f"--parts {name} --shape {at.shape} --rows {at.rows} --repeats {at.repeats}" + " --small" * at.small
+        key = name if at.shape == usual else f"{name}, {at.shape}"
         results[key] = {
-            "title": title if name in SHAPELESS else f"{title}, {shape}", **measured,
-            "command": f"python -m mlc_min.lab.benchmark {settings}", "seconds": round(time.perf_counter() - start),
-            "hardware": hardware(device), "versions": versions(), "commit": git_commit(),
+            "title": title, **result, "command": f"{program} {how}", "seconds": round(time.perf_counter() - start),
+            "hardware": hardware(at.device), "versions": versions(), "commit": git_commit(),
         }  # fmt: skip
-        print(table_text(results[key]), flush=True)
+        lines.append(f"{key}: {verdict(result)}")
+        table = [aligned_text([result["columns"], *result["rows"]])] if result["rows"] else []
+        print(*table, *filter(None, [result.get("note")]), lines[-1], sep="\n", flush=True)
         write_json(path, results)
-        write_atomically(folder / "benchmark.md", "\n\n".join(map(section, results.values())) + "\n")
-        if "curves" in measured:
-            plot_growth(measured["curves"], folder / "growth.png")
-    files = "benchmark.json, benchmark.md" + (", growth.png" if "growth" in arguments.parts else "")
-    print(f"\nsaved in {folder}/: {files}")
+        write_atomically(path.with_suffix(".md"), "\n\n".join(map(section, results.values())) + "\n")
+    print("", *lines, f"saved in {at.output}/: {path.name}, {path.stem}.md", sep="\n")
+    if any(": failed: " in line for line in lines):
+        sys.exit(1)
 
 
-def table_text(result: dict) -> str:
-    """One part as plain text."""
-    lines = [aligned_text([result["columns"], *result["rows"]])] if result["rows"] else []
-    return "\n".join(lines + [f"{word}: {result[word]}" for word in ("goal", "note") if word in result])
+def attempt(part: Callable, at, end: float) -> dict:
+    """What the part returns, its "ok" as "status" in words; if it fails, or is not done by `end`, or a package is not
+    there, a result that says so."""
+
+    def stop(*_) -> None:
+        sys.exit("out of time")
+
+    has_alarm = end < math.inf and hasattr(signal, "SIGALRM")  # Windows has none
+    try:
+        if time.perf_counter() >= end:
+            stop()
+        if has_alarm:
+            signal.signal(signal.SIGALRM, stop)
+            signal.setitimer(signal.ITIMER_REAL, end - time.perf_counter())
+        result = part(at)
+        return {"status": "ok" if result.pop("ok") else "not as hoped"} | result
+    except (Exception, SystemExit) as error:
+        status = "skipped" if isinstance(error, ImportError) or str(error) == "out of time" else "failed"
+        if status == "failed":
+            traceback.print_exc()
+        return {"status": status, "found": f"{type(error).__name__}: {first_line(error)}", "columns": [], "rows": []}
+    finally:
+        if has_alarm:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        with suppress(RuntimeError):  # a GPU that has broken down
+            fresh(at.device)
+
+
+def verdict(result: dict) -> str:
+    """How it went, what was found, and what was hoped for, in one line."""
+    hoped = f" (hoped for: {result['goal']})" if "goal" in result else ""
+    return f"{result['status']}: {result['found']}{hoped}"
 
 
 def section(result: dict) -> str:
     """One part as Markdown."""
     table = markdown_table(result["columns"], result["rows"]) if result["rows"] else ""
-    goal = f"Goal: {result['goal']}." if "goal" in result else ""
+    said = f"**{verdict(result)}**" if "status" in result else f"Goal: {result['goal']}." if "goal" in result else ""
     how = f"`{result['command']}`, {result['seconds']} s, {result['hardware']}, torch {result['versions']['torch']}"
-    return "\n\n".join(filter(None, [f"### {result['title']}", table, goal, result.get("note"), how]))
+    return "\n\n".join(filter(None, [f"### {result['title']}", table, said, result.get("note"), how]))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import torch
 from mlc_min.consistency import mlc_loss
 from mlc_min.examples import Example, response_batch
 from mlc_min.lab.random_model import make_model
-from mlc_min.loop import Run, alignment_loss, consistency_loss, with_reference
+from mlc_min.loop import Run, alignment_loss, arithmetic, consistency_loss, with_reference
+from mlc_min.machinery.models import add_adapters
 from mlc_min.machinery.settings import TrainConfig
 from mlc_min.preference import dpo_loss
 
@@ -15,11 +16,9 @@ from mlc_min.preference import dpo_loss
 STRETCH = (1.0, 1.0, 1.5, 1.4, 1.5, 3.0, 1.8, 2.2, 2.4, 2.0)
 
 
-def make_examples(
-    count: int, vocabulary: int, languages: int = 10, prompt: int = 24, response: int = 64, vary: bool = True
-) -> list[Example]:
-    """Rows of random tokens. prompt, response: mean number of tokens in English; a row has half to one and a half
-    times as many, and translations are longer by STRETCH. vary: False makes all prompts `prompt` long."""
+def make_examples(count: int, vocabulary: int, languages: int = 10) -> list[Example]:
+    """Rows of random tokens: English prompts have 24 tokens in the mean and responses 64, each half to one and a half
+    times as many; translations are longer by STRETCH."""
     draw = torch.Generator().manual_seed(0)
 
     def tokens(length: float) -> list[int]:
@@ -28,46 +27,48 @@ def make_examples(
     def around(mean: float) -> float:
         return mean * (0.5 + torch.rand((), generator=draw).item())
 
-    examples, stretch = [], STRETCH if vary else (1.0,)
+    examples = []
     for row in range(count):
-        length = around(prompt) if vary else prompt
-        prompts = {f"l{j}": tokens(length * stretch[j % len(stretch)]) for j in range(languages)}
-        examples.append(Example(f"row {row}", prompts, tokens(around(response)), tokens(around(response))))
+        length = around(24)
+        prompts = {f"l{j}": tokens(length * STRETCH[j]) for j in range(languages)}
+        examples.append(Example(f"row {row}", prompts, tokens(around(64)), tokens(around(64))))
     return examples
 
 
 class Workload:
-    """A model in training, and one batch for it."""
+    """A model in training, and one batch for it; on a GPU in bfloat16 arithmetic, as `--preset paper` has it there."""
 
-    def __init__(self, model, examples: list[Example], layer: int = -1, parts: int = 4):
+    def __init__(self, model, examples: list[Example], layer: int = -1, parts: int = 4, lora: int = 0):
         self.config = TrainConfig(
             languages=",".join(examples[0].prompts), mlc_weight=0.8, mlc_layer=layer, mlc_parts=parts, sft_weight=0.0,
-            learning_rate=1e-6,
+            learning_rate=1e-6, dtype="bfloat16" if model.device.type == "cuda" else "float32",
         )  # fmt: skip
-        run = Run.start(model, self.config)
-        self.model, self.extractor, self.optimizer = model, run.extractor, run.optimizer
         self.examples = with_reference(model, examples, self.config)
+        run = Run.start(add_adapters(model, lora, 0) if lora else model, self.config)
+        self.model, self.extractor, self.optimizer = run.model, run.extractor, run.optimizer
 
     @classmethod
-    def make(cls, shape: str, rows: int, device, layer: int = -1, parts: int = 4, dtype=torch.float32) -> "Workload":
-        """With a model of that shape, and rows of tokens of its vocabulary."""
+    def make(cls, shape: str, rows: int, device, layer: int = -1, parts: int = 4, lora: int = 0) -> "Workload":
+        """With a model of that shape, and rows of tokens of its vocabulary. lora: the rank of adapters, on weights that
+        are bfloat16 on a GPU; 0 trains all weights."""
+        dtype = torch.bfloat16 if lora and device.type == "cuda" else torch.float32
         model = make_model(shape, device, dtype=dtype)
-        return cls(model, make_examples(rows, model.config.vocab_size), layer, parts)
+        return cls(model, make_examples(rows, model.config.vocab_size), layer, parts, lora)
 
     def loss(self, uses_mlc: bool = True) -> torch.Tensor:
         """The trainer's own loss of the batch."""
-        loss, _ = alignment_loss(self.model, self.examples, self.config)
-        if uses_mlc:
-            auxiliary = consistency_loss(self.model, self.extractor, self.examples, self.config)
-            loss = loss + self.config.mlc_weight * auxiliary
+        with arithmetic(self.model, self.config):
+            loss, _ = alignment_loss(self.model, self.examples, self.config)
+            if uses_mlc:
+                auxiliary = consistency_loss(self.model, self.extractor, self.examples, self.config)
+                loss = loss + self.config.mlc_weight * auxiliary
         return loss
 
-    def step(self, loss: torch.Tensor, updates: bool = True) -> float:
-        """Backward and, unless the gradient alone is asked for, optimizer step of a loss; returns its value."""
+    def step(self, loss: torch.Tensor) -> float:
+        """Backward and optimizer step of a loss; returns its value."""
         loss.backward()
-        if updates:
-            torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], 1.0)
-            self.optimizer.step()
+        torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], 1.0)
+        self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
@@ -95,14 +96,15 @@ def official_loss(work: Workload, reference_model) -> torch.Tensor:
         logps = logps.gather(-1, input_ids[:, 1:, None])[..., 0]
         return (logps * is_response[:, 1:]).sum(-1)[: 2 * n].chunk(2), output.hidden_states[config.mlc_layer]
 
-    policy_logps, states = run(model)
-    with torch.no_grad():
-        reference_logps, _ = run(reference_model)
-    rows = torch.arange(2 * n, len(input_ids), device=model.device)
-    last = attention_mask[2 * n :].sum(-1) - 1
-    groups = states[rows, last].view(n, len(languages), -1)
-    align = dpo_loss(*policy_logps, *reference_logps, config.beta).mean()
-    return align + config.mlc_weight * mlc_loss(work.extractor(groups), config.mlc_tau, config.mlc_form)
+    with arithmetic(model, config):
+        policy_logps, states = run(model)
+        with torch.no_grad():
+            reference_logps, _ = run(reference_model)
+        rows = torch.arange(2 * n, len(input_ids), device=model.device)
+        last = attention_mask[2 * n :].sum(-1) - 1
+        groups = states[rows, last].view(n, len(languages), -1)
+        align = dpo_loss(*policy_logps, *reference_logps, config.beta).mean()
+        return align + config.mlc_weight * mlc_loss(work.extractor(groups), config.mlc_tau, config.mlc_form)
 
 
 # --- operations that cannot be done without ---
@@ -119,10 +121,10 @@ def forward_operations(config, lengths: list[int], layers: int, head_tokens: int
     return layers * (2 * weights * tokens + 2 * hidden * pairs) + 2 * hidden * config.vocab_size * head_tokens
 
 
-def dpo_operations(config, examples: list[Example], head: bool = True) -> float:
-    """Of a DPO step: forward, and twice as much backward. head: the vocabulary head too."""
+def dpo_operations(config, examples: list[Example]) -> float:
+    """Of a DPO step: forward, and twice as much backward; the vocabulary head on response tokens only."""
     pairs = [(len(e.prompt), len(response)) for e in examples for response in (e.chosen, e.rejected)]
-    head_tokens = sum(response for _, response in pairs) if head else 0
+    head_tokens = sum(response for _, response in pairs)
     return 3 * forward_operations(config, list(map(sum, pairs)), config.num_hidden_layers, head_tokens)
 
 
