@@ -122,12 +122,9 @@ def judge_replies(arguments) -> None:
         of_guard = {"guard": load(path, arguments), "batch_size": arguments.batch_size or 32, "journal": journal}
         keep_date(of_guard["guard"][1], journal)
     if kind == "classifier":
-        device, dtype = pick_device(arguments.device), getattr(torch, arguments.dtype)
-        of_guard = {
-            "guard": load_classifier(path, arguments.refusal_label, device, dtype),
-            "text": arguments.judge_text,
-        }
-        of_guard |= {"refusal_label": arguments.refusal_label, "batch_size": arguments.batch_size or 32}
+        guard = load_classifier(path, arguments.refusal_label, *device_and_dtype(arguments))
+        of_guard = {"guard": guard, "text": arguments.judge_text, "refusal_label": arguments.refusal_label}
+        of_guard["batch_size"] = arguments.batch_size or 32
     judged = judge(records, kind, arguments.judge_cut_off, **of_guard)
     write_records(output / "verdicts.jsonl", [record | {"judge": name} for record in judged])
     if kind == "guard":
@@ -179,10 +176,19 @@ def report_step(arguments) -> None:
         print(f"{card}: has the figures too, as `model-index`")
 
 
+def device_and_dtype(arguments) -> tuple[torch.device, torch.dtype]:
+    """Of the flags. `--dtype auto` is settled here, and said where it is not float32."""
+    device = pick_device(arguments.device)
+    if arguments.dtype == "auto":
+        arguments.dtype = "bfloat16" if device.type == "cuda" else "float32"
+        if arguments.dtype == "bfloat16":
+            print("weights in bfloat16, since this is a GPU (--dtype float32: replies depend less on the batch)")
+    return device, getattr(torch, arguments.dtype)
+
+
 def load(path: str, arguments, chat_template: str | None = None) -> tuple[PreTrainedModel, Tokenizer]:
     """Model and tokenizer, on the device and in the dtype of the flags."""
-    dtype = getattr(torch, arguments.dtype)
-    return load_model(path, pick_device(arguments.device), dtype, chat_template=chat_template)
+    return load_model(path, *device_and_dtype(arguments), chat_template=chat_template)
 
 
 STEPS = {"generate": generate_step, "judge": judge_step, "report": report_step}
@@ -212,23 +218,15 @@ def main() -> None:
     add("--chat_template", help="file with the chat template, for a model that has none")
     for name, (default, *_, text) in NUMBERS.items():
         add(f"--{name}", type=type(default), default=default, help=text)
-    add("--device", default="auto", help="auto, cpu or cuda")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
+    add("--device", default="auto", help="auto (cuda, else cpu), cpu, cuda or mps")
+    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of weights; auto: bfloat16 on CUDA")
     add = parser.add_argument_group("judge").add_argument
-    add(
-        "--judge",
-        default="auto",
-        help="exact, phrases, guard:<Qwen3Guard-Gen folder or id> or classifier:<folder or id of "
-        "a text classifier>; auto: exact if it can",
-    )
+    kinds = "exact, phrases, guard:<Qwen3Guard-Gen folder or id> or classifier:<folder or id of a text classifier>"
+    add("--judge", default="auto", help=f"{kinds}; auto: exact if it can")
     add("--refusal_label", help="of a classifier: the label that means a refusal; any other means compliance")
     add("--judge_text", default="{reply}", help="what a classifier reads: a text with {prompt} and {reply} in it")
-    add(
-        "--compare",
-        type=Path,
-        help="verdicts.jsonl of another judge on the same replies: agreement and differences; "
-        "in the step judge without --judge the verdicts that are there already are compared",
-    )
+    other = "verdicts.jsonl of another judge on the same replies: agreement and differences"
+    add("--compare", type=Path, help=f"{other}; in the step judge without --judge, of the verdicts that are there")
     add("--judge_cut_off", **SWITCH, default=False, help="judge cut-off replies by what is there, not as invalid")
     add = parser.add_argument_group("report").add_argument
     add("--against", type=Path, nargs="*", default=[], help="folders of other models, to compare with")

@@ -11,8 +11,10 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, 
 
 from mlc_min.examples import Example, response_batch
 from mlc_min.loop import response_logps
+from mlc_min.machinery import models
 from mlc_min.machinery.errors import InputError
 from mlc_min.machinery.files import save_folder, write_atomically
+from mlc_min.machinery.log import hardware
 from mlc_min.machinery.models import freeze, load_model, pick_device
 from mlc_min.machinery.settings import TrainConfig
 from mlc_min.states import last_token_states, vocabulary_logits
@@ -40,6 +42,40 @@ def test_a_folder_without_model_or_a_device_that_is_not_there_is_an_input_error(
         load_model(tmp_path)
     with pytest.raises(InputError, match="--device nonsense"):
         pick_device("nonsense")
+
+
+def test_a_device_with_wrong_gradients_of_singular_values_is_refused(monkeypatch):
+    models.check_singular_values(torch.device("cpu"))
+    real, calls = models.mlc_loss, []
+
+    def wrong_the_second_time(x):
+        calls.append(x)
+        return real(x) * (1.2 if len(calls) == 2 else 1.0)
+
+    monkeypatch.setattr(models, "mlc_loss", wrong_the_second_time)
+    with pytest.raises(RuntimeError, match="wrong gradients of singular values there, by 20%"):
+        models.check_singular_values(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("fault", [None, "no svdvals", "wrong"])
+def test_mps_is_taken_where_it_can_do_what_the_loss_needs_and_else_refused_in_one_line(monkeypatch, fault):
+    def check(device):
+        if fault:
+            raise NotImplementedError(f"{fault}\nand more")
+
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    monkeypatch.setattr(models, "check_singular_values", check)
+    if fault is None:
+        assert pick_device("mps").type == "mps"
+        return
+    with pytest.raises(InputError) as error:
+        pick_device("mps")
+    assert str(error.value) == f"--device mps: not usable here ({fault}); try --device cpu"
+
+
+def test_the_hardware_of_a_result_names_the_kind_of_device():
+    cores = hardware(torch.device("cpu"))
+    assert hardware(torch.device("mps")) == f"mps, {cores}" and "CPU cores" in cores
 
 
 def test_a_pickled_model_is_refused(base, tmp_path):

@@ -274,6 +274,14 @@ DIAGNOSTICS = dict.fromkeys(FIGURES, 0.5) | {"retrieval": {"zh": 1.0}, "retrieva
 REFUSED = "Sorry, I cannot help with that"  # without its end
 
 
+class Device(str):
+    """Stands in for torch.device: its name, and its type, which for "auto" is the CPU."""
+
+    @property
+    def type(self) -> str:
+        return self.replace("auto", "cpu")
+
+
 @pytest.fixture
 def asked(base, monkeypatch) -> dict:
     """What the commands ask of the parts that load, diagnose and generate: the embedded model, and always one reply."""
@@ -294,7 +302,7 @@ def asked(base, monkeypatch) -> dict:
     for part in (load_model, diagnose, generate):
         monkeypatch.setattr(f"mlc_min.safety.{part.__name__}", part)
     monkeypatch.setattr("mlc_min.evaluation.judges.generate", generate)  # of the guard
-    monkeypatch.setattr("mlc_min.safety.pick_device", lambda name: f"device {name}")
+    monkeypatch.setattr("mlc_min.safety.pick_device", Device)
     return calls
 
 
@@ -309,7 +317,7 @@ def csv(tmp_path):
     ("flags", "part", "name", "value", "usual"),
     [
         (["--model", "some/folder"], "load", "path", "some/folder", str(EMBEDDED / "model")),
-        (["--device", "cpu"], "load", "device", "device cpu", "device auto"),
+        (["--device", "cpu"], "load", "device", "cpu", "auto"),
         (["--dtype", "bfloat16"], "load", "dtype", torch.bfloat16, torch.float32),
         (["--chat_template", "file"], "load", "chat_template", "file", None),
         (["--layer", 2], "diagnose", "layer", 2, -1),
@@ -401,6 +409,24 @@ def test_the_embedded_world_is_judged_by_its_own_judge_unless_another_is_asked_f
         assert {record["judge"] for record in lines(tmp_path / "verdicts.jsonl")} == {name}
 
 
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [
+        (["--device", "cuda"], torch.bfloat16),
+        (["--device", "cuda", "--dtype", "float32"], torch.float32),
+        (["--device", "mps"], torch.float32),
+        ([], torch.float32),
+    ],
+)
+def test_weights_are_bfloat16_on_cuda_unless_told_otherwise_and_it_says_so(
+    csv, tmp_path, monkeypatch, asked, capsys, flags, dtype
+):
+    safety(monkeypatch, "generate", "--test", csv, "--output", tmp_path, *flags)
+    assert asked["load"]["dtype"] is dtype
+    assert ("weights in bfloat16" in capsys.readouterr().out) is (dtype is torch.bfloat16)
+    assert json.loads((tmp_path / "run.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+
+
 @pytest.mark.parametrize(("flags", "batch_size"), [([], 32), (["--batch_size", 3], 3)])
 def test_the_guard_is_loaded_from_its_name_asked_for_few_tokens_and_told_which_prompts_are_harmless(
     csv, tmp_path, monkeypatch, asked, flags, batch_size
@@ -415,7 +441,7 @@ def test_the_guard_is_loaded_from_its_name_asked_for_few_tokens_and_told_which_p
     monkeypatch.setattr("mlc_min.evaluation.judges.generate", guard)
     flags = [*flags, "--judge", "guard:Qwen/Guard", "--judge_cut_off", "--dtype", "bfloat16"]
     safety(monkeypatch, "judge", "--output", tmp_path, *flags)
-    assert asked["load"] == dict(path="Qwen/Guard", device="device auto", dtype=torch.bfloat16, chat_template=None)
+    assert asked["load"] == dict(path="Qwen/Guard", device="auto", dtype=torch.bfloat16, chat_template=None)
     settings = {key: value for key, value in asked["generate"].items() if key != "prompts"}
     assert settings == dict(max_new_tokens=64, batch_size=batch_size, temperature=0.0, seed=0,
                             journal=tmp_path / "guard.part.jsonl")  # fmt: skip

@@ -14,7 +14,7 @@ from mlc_min.examples import Example, shuffle_translations
 from mlc_min.loop import alignment_loss, consistency_loss, row_order, with_reference
 from mlc_min.machinery.errors import InputError
 from mlc_min.machinery.log import MetricsLog, log_line
-from mlc_min.train import TrainConfig, fit
+from mlc_min.train import TrainConfig, fit, settle_arithmetic
 
 LANGUAGES = "en,zh,sw"
 METHODS = ("sft", "dpo", "simpo", "orpo")
@@ -80,6 +80,26 @@ def test_dpo_starts_at_log_2_in_bfloat16_arithmetic_too(model, examples):
     _, history = fit(config, model, examples, quiet=True)
     assert history[0]["align_loss"] == pytest.approx(math.log(2), abs=5e-3)
     assert next(model.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("device", "preset", "dtype", "precision"),
+    [
+        ("cuda", "paper", "bfloat16", "high"),
+        ("cuda", "embedded", "bfloat16", "highest"),
+        ("cpu", "paper", "float32", "highest"),
+        ("mps", "paper", "float32", "highest"),
+    ],
+)
+def test_the_arithmetic_is_settled_by_device_and_preset(monkeypatch, device, preset, dtype, precision):
+    said = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", said.append)
+    config = settings(dtype="auto", preset=preset)
+    settle_arithmetic(config, torch.device(device))
+    assert config.dtype == dtype and said == [precision]
+    config = settings(dtype="float32", preset=preset)
+    settle_arithmetic(config, torch.device(device))
+    assert config.dtype == "float32"
 
 
 def test_dropout_is_off_so_policy_and_reference_agree(tiny_model, examples):

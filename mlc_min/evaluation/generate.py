@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from mlc_min.examples import end_of_turn, pad
 from mlc_min.machinery.errors import InputError
 from mlc_min.machinery.files import EMBEDDED, shipped, write_atomically
-from mlc_min.machinery.models import fingerprint
+from mlc_min.machinery.models import digest, fingerprint
 
 CONTROLS = ("always-refuse", "gibberish")
 
@@ -49,7 +49,7 @@ def generate(
         name = model.config._name_or_path
         raise InputError(f"{name}: the logits are NaN; the weights are broken, or too large for their dtype")
     if journal is not None:
-        key = {"model": fingerprint(model), "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]}
+        key = {"model": fingerprint(model), "prompts": digest(prompts)}
         key |= {"end_tokens": ends, "max_new_tokens": max_new_tokens, "temperature": temperature}
         if temperature:
             key |= {"seed": seed, "batch_size": batch_size, "device": model.device.type}

@@ -103,7 +103,8 @@ def hardware(device: torch.device) -> str:
     """The machine in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads"
+    own = "" if device.type == "cpu" else f"{device.type}, "
+    return f"{own}{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads"
 
 
 def versions() -> dict[str, str]:

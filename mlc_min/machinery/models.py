@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from mlc_min.consistency import mlc_loss
 from mlc_min.examples import encode_prompt, end_of_turn
 from mlc_min.machinery.errors import InputError, first_line, refusing
 from mlc_min.machinery.files import shipped
@@ -17,13 +18,30 @@ from mlc_min.states import vocabulary_logits
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one, else the CPU. Raises InputError for a device that is not there."""
+    """ "auto" is CUDA where there is one, else the CPU. Raises InputError for a device that is not there, and for one
+    where PyTorch cannot do what the loss needs, as on some versions' mps."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     with refusing(f"--device {name}: not usable here (…); try --device cpu", RuntimeError, AssertionError):
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "mps":
+            check_singular_values(device)
     return device
+
+
+def check_singular_values(device: torch.device) -> None:
+    """Raises RuntimeError unless the loss of nearly collinear rows has the gradient there that it has on the CPU: torch
+    2.14 decomposes such batches wrongly on mps (issue 196112 of pytorch)."""
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(16, 1, 64, generator=draw) + 1e-3 * torch.randn(16, 10, 64, generator=draw)
+    gradients = []
+    for place in ("cpu", device):
+        x = rows.to(place).requires_grad_()
+        gradients.append(torch.autograd.grad(mlc_loss(x), x)[0].cpu())
+    error = ((gradients[1] - gradients[0]).norm() / gradients[0].norm()).item()
+    if not error < 0.1:
+        raise RuntimeError(f"torch {torch.__version__} has wrong gradients of singular values there, by {error:.0%}")
 
 
 def load_model(

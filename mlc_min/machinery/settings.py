@@ -88,10 +88,10 @@ class TrainConfig:
         "error", "rows that lack a translation or a response: error, skip, or present: use the translations they have")
     group_by_length: bool = setting(False, "batches of rows of similar length: less padding, less random an order")
     # the machine
-    device: str = setting("auto", "auto, cpu or cuda")
+    device: str = setting("auto", "auto (cuda, else cpu), cpu, cuda or mps")
     dtype: Literal["float32", "bfloat16", "auto"] = setting(
         "float32", "of the arithmetic [bfloat16]; auto, in --preset paper: bfloat16 on a GPU, float32 on a CPU, where "
-        "bfloat16 is slower; weights stay float32")
+        "bfloat16 is slower; weights stay float32. With that preset float32 on CUDA multiplies matrices in TF32")
     gradient_checkpointing: bool = setting(False, "less memory, one more forward pass")
     attention: str = setting("", "attention backend of transformers, such as eager or sdpa; empty: its own choice")
     reference_cache: str = setting("runs/reference", "folder of reference log-probs, reused for same model and data")
