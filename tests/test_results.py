@@ -1,9 +1,15 @@
 """The committed figures: the pages show what the JSON holds, and the JSON is made of counts that add up."""
 
+import importlib
+import importlib.util
 import json
+import re
+import shlex
+import sys
 from pathlib import Path
 from statistics import mean
 
+import gpu
 import numpy as np
 import pytest
 
@@ -158,3 +164,114 @@ def test_the_figures_of_the_benchmark_are_the_committed_ones():
     seconds = {row[0]: row[1] for row in parts["reading"]["rows"]}
     shown = f"{seconds['jsonl']} s of the CPU's time as JSONL, {seconds['json']} s as one JSON list"
     assert f"{shown} and {seconds['csv']} s as CSV" in page
+
+
+# --- what was run, and what never ---
+
+STATUS = text("data/results/status.md")
+
+
+def table_of(heading: str) -> list[dict[str, str]]:
+    """The rows of the table below a heading of the page, by the titles of its columns; the status is under ""."""
+    lines = STATUS.split(f"## {heading}\n")[1].split("\n## ")[0].splitlines()
+    titles, _, *rows = ([cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line[:1] == "|")
+    return [dict(zip(titles, row, strict=True)) for row in rows]
+
+
+def test_no_row_of_a_gpu_claims_to_have_been_run_and_every_part_has_one():
+    rows = table_of("On a GPU")
+    assert {row[""] for row in rows} == {"○"} and {row[""] for row in table_of("On a CPU")} == {"✅", "⚠"}
+    commands = " ".join(row["command"] for row in rows)
+    assert all(f"`python -m tests.gpu --parts {part.__name__}`" in commands for part in gpu.PARTS)
+    assert not (RESULTS / "gpu").exists(), "a GPU was measured: its rows are no longer ○"
+
+
+def test_every_command_of_the_status_exists_with_its_flags(monkeypatch, capsys):
+    for command in re.findall(r"`((?:python -m|accelerate launch --)[^`]+)`", STATUS):
+        words = shlex.split(command.replace("<", "").replace(">", ""))
+        if words[0] == "accelerate":
+            assert (ROOT / words[words.index("--config_file") + 1]).exists()
+            words = words[words.index("-m") - 1 :]
+        module = words[2]
+        if module == "pytest":
+            assert (ROOT / words[3]).exists()
+            continue
+        if module == "mlc_min.ports.trl":  # its --help needs TRL
+            assert len(words) == 3
+            continue
+        start = importlib.import_module("gpu" if module == "tests.gpu" else runnable(module)).main
+        monkeypatch.setattr(sys, "argv", [module, "--help"])
+        with pytest.raises(SystemExit):
+            start()
+        known = capsys.readouterr().out
+        for word in words[3:]:
+            assert not word.startswith("--") or f"{word} " in known or f"{word}\n" in known, command
+        if "--parts" in words:
+            assert words[words.index("--parts") + 1] in known, command
+
+
+def runnable(module: str) -> str:
+    """The module that `python -m` runs for this name: of a package, its __main__."""
+    return f"{module}.__main__" if importlib.util.find_spec(module).submodule_search_locations else module
+
+
+def test_the_figures_of_the_status_are_the_committed_ones():
+    rows = {row["run"]: row for row in table_of("On a CPU")}
+    for row in rows.values():
+        (file,) = re.findall(r"\]\(([^)]+)\)", row["file"])
+        assert (RESULTS / file).exists(), file
+
+    def holds(run: str, *shown: str) -> None:
+        for part in shown:
+            assert part in rows[run]["figure"] + rows[run]["time"], (run, part)
+
+    committed = {name: json.loads(text(f"data/results/{name}.json")) for name in (
+        "validation-150-steps", "validation-200-steps", "no-sft", "weights-validation", "benchmark", "memory",
+        "phrases-judge")}  # fmt: skip
+
+    def avg(name: str, row: str) -> str:
+        return f"{committed[name]['rows'][row][0]['summary']['avg']:.1f}"
+
+    def spent(found: dict) -> int:
+        return sum(run["seconds"] for runs in found.values() for run in runs)
+
+    main = {name: ABLATIONS["rows"][name][0] for name in MAIN}
+    first = [f"{run['summary']['avg']:.1f}" for run in main.values()]
+    holds("the main job, seed 0", f"Avg {first[1]} → {first[2]}, shuffled {first[3]}")
+    holds("the main job, seed 0", f"{sum(run['seconds'] for run in main.values())} s")
+    questions = f"{len(ROWS)} rows, {len(QUESTIONS)} questions"
+    holds("all rows, five seeds", questions, f"{spent(ABLATIONS['rows']) / 3600:.1f} h")
+    for run, name in (("the setting, on validation", "validation-150-steps"), ("more steps", "validation-200-steps")):
+        holds(run, f"Avg {avg(name, 'DPO+MLC')}", f"{spent(committed[name]['rows'])} s")
+    holds("more steps", f"shuffled {avg('validation-200-steps', 'control: shuffled')}")
+    without = committed["no-sft"]["models"]["no-sft"]
+    holds("without the SFT term", f"English {without['strict']['en']:.1f}, Avg {without['avg']:.1f}")
+    averages = {name: model["avg"] for name, model in committed["weights-validation"]["models"].items()}
+    best = [max(value for name, value in averages.items() if name.startswith(kind)) for kind in ("mlc", "cosine")]
+    holds("MLC against cosine, by λ", f"best Avg {best[0]:.1f}, {best[1]:.1f}")
+    parts = committed["benchmark"]
+    for run, part in (
+        ("DPO+MLC over DPO", "cost"), ("against the official layout", "official"), ("the loss alone", "loss"),
+        ("against TRL's DPOTrainer", "trl"), ("generated tokens a second", "evaluation"),
+        ("reading 100,000 rows", "reading"),
+    ):  # fmt: skip
+        holds(run, f"{parts[part]['seconds']} s")
+        for flag in re.findall(r"--\w+ \w+", rows[run]["command"]):
+            assert flag in parts[part]["command"], (run, flag)
+    cost, official = parts["cost"]["rows"][0], parts["official"]["rows"][2]
+    holds("DPO+MLC over DPO", f"{cost[3].split()[0]}, counted {cost[4]}")
+    holds("against the official layout", f"{official[1].split()[0]} times as fast, {official[2]} times the memory")
+    holds("against TRL's DPOTrainer", parts["trl"]["rows"][0][3].split()[0])
+    holds("the loss alone", *(parts["loss"]["rows"][i][2] for i in (0, 3)))
+    holds("generated tokens a second", parts["evaluation"]["rows"][3][2].split()[0])
+    holds("reading 100,000 rows", parts["reading"]["rows"][0][1])
+    memory = committed["memory"]["runs"]
+    both = [memory[name]["peak_memory_gb"] for name in ("dpo-mlc", "dpo-mlc-lora")]
+    holds("memory, 0.5B shape, float32", f"{both[0]:.1f} GB, with LoRA {both[1]:.1f}")
+    holds("memory, 0.5B shape, float32", f"{memory['dpo-mlc']['seconds_a_step']:.1f} s a step")
+    log = text("data/results/trl-parity.txt")
+    for kind in ("gradient", "weight"):
+        worst = max(float(value) for value in re.findall(rf"of a {kind},.*?: (\S+)", log))
+        holds("TRL port, and two processes", f"{kind}s {worst:.1e}")
+    phrases = committed["phrases-judge"]["all"]
+    holds("the judge `phrases`", f"precision {phrases['precision']:.0f} %, recall {phrases['recall']:.0f} %")
