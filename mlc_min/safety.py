@@ -17,6 +17,7 @@ write the verdicts; the report does not ask where they came from.
 import argparse
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ from mlc_min.evaluation.pictures import plot_rates, plot_tradeoff
 from mlc_min.evaluation.records import by_model, cells, encode, in_world, read_object, read_records, write_records
 from mlc_min.evaluation.report import safety_report
 from mlc_min.evaluation.two_judges import compared
-from mlc_min.machinery.errors import SWITCH, Help, InputError, first_line, run_command
+from mlc_min.machinery.errors import SWITCH, Help, InputError, refusing, run_command
 from mlc_min.machinery.files import EMBEDDED, usable_folder, write_atomically, write_json
 from mlc_min.machinery.folders import read_prompts
 from mlc_min.machinery.models import load_model, pick_device
@@ -45,11 +46,9 @@ from mlc_min.states import resolve_layer
 def aligned_in(model: str) -> list[str] | None:
     """The languages of a model of `mlc_min.train`, from its train_config.json: those that it was given, with MLC or
     without, so that models with and without are averaged over the same. None for any other model."""
-    try:
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         settings = json.loads((Path(model) / "train_config.json").read_text(encoding="utf-8"))["settings"]
         return list(parse_languages(settings["languages"]))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return None
 
 
 def usable_output(arguments) -> Path:
@@ -72,19 +71,15 @@ def generate_step(arguments) -> None:
         path = Path(arguments.model).resolve()
         name, aligned = path.parent.name if path.name == "model" else path.name, aligned_in(arguments.model)
         model, tokenizer = load(arguments.model, arguments, arguments.chat_template)
-        try:
+        with refusing(f"--layer {arguments.layer}: …", ValueError):
             resolve_layer(model, arguments.layer)
-        except ValueError as error:
-            raise InputError(f"--layer {arguments.layer}: {error}") from None
         keep_date(tokenizer, journal)
         prompts = encode(rows, tokenizer, languages)
         output = usable_output(arguments)
         if len(languages) > 1:
             meanings = {tuple(row.extra["combination"]) if in_world(row.extra) else row.where: row for row in rows}
-            try:
+            with refusing(f"--model {arguments.model}, --layer {arguments.layer}: …", BrokenDown):
                 figures = diagnose(model, tokenizer, list(meanings.values())[:256], languages, arguments.layer)
-            except BrokenDown as error:
-                raise InputError(f"--model {arguments.model}, --layer {arguments.layer}: {error}") from None
         small = all(map(in_world, records))
         sampling = {"max_new_tokens": arguments.max_new_tokens or (48 if small else 512)}
         sampling |= {"batch_size": arguments.batch_size or (256 if small else 32)}
@@ -104,8 +99,9 @@ def judge_step(arguments) -> None:
     if not (arguments.step == "judge" and arguments.compare and arguments.judge == "auto" and verdicts.exists()):
         judge_replies(arguments)
     if arguments.compare:
-        both = [read_records(path, judged=True) for path in (verdicts, arguments.compare)]
-        text = compared(*both, (str(verdicts), str(arguments.compare)))
+        other = arguments.compare / verdicts.name if arguments.compare.is_dir() else arguments.compare
+        both = [read_records(path, judged=True) for path in (verdicts, other)]
+        text = compared(*both, (str(verdicts), str(other)))
         write_atomically(arguments.output / "compared.txt", text + "\n")
         print(f"\n{text}\n\nsaved in {arguments.output}/compared.txt")
 
@@ -117,14 +113,14 @@ def judge_replies(arguments) -> None:
     if name == "exact" and not exactly:
         raise InputError("--judge exact: knows the embedded world only; take phrases or guard:<model>")
     kind, _, path = name.partition(":")
-    journal, of_guard = output / "guard.part.jsonl", {}
+    journal, of_guard = output / "guard.part.jsonl", {"batch_size": arguments.batch_size or 32}
     if kind == "guard":
-        of_guard = {"guard": load(path, arguments), "batch_size": arguments.batch_size or 32, "journal": journal}
+        of_guard |= {"guard": load(path, arguments), "journal": journal}
         keep_date(of_guard["guard"][1], journal)
     if kind == "classifier":
-        guard = load_classifier(path, arguments.refusal_label, *device_and_dtype(arguments))
-        of_guard = {"guard": guard, "text": arguments.judge_text, "refusal_label": arguments.refusal_label}
-        of_guard["batch_size"] = arguments.batch_size or 32
+        label = arguments.refusal_label
+        of_guard["guard"] = load_classifier(path, label, *device_and_dtype(arguments))
+        of_guard |= {"text": arguments.judge_text, "refusal_label": label}
     judged = judge(records, kind, arguments.judge_cut_off, **of_guard)
     write_records(output / "verdicts.jsonl", [record | {"judge": name} for record in judged])
     if kind == "guard":
@@ -133,9 +129,7 @@ def judge_replies(arguments) -> None:
 
 
 def report_step(arguments) -> None:
-    records: dict[str, list[dict]] = {}
-    diagnostics: dict[str, dict] = {}
-    aligned: dict[str, list[str] | None] = {}
+    records, diagnostics, aligned = {}, {}, {}  # of each model, by its name
     for place in (arguments.output, *arguments.against):
         models, folder = by_model(place), place if place.is_dir() else place.parent
         figures, run = read_object(folder / "diagnostics.json"), read_object(folder / "run.json")
@@ -151,8 +145,9 @@ def report_step(arguments) -> None:
     judges = sorted({record.get("judge") or "unknown" for own in records.values() for record in own})
     notes = [f"{name} was aligned in {', '.join(aligned[name])}; its Avg, Var and PAG are over {', '.join(seen)}, too"
              for name in others if aligned[name] and set(aligned[name]) != set(seen)]  # fmt: skip
-    if seen is tested:
-        notes.append("it is not known which languages were aligned, so all count as aligned; see --aligned")
+    more = ((seen is tested, "it is not known which languages were aligned, so all count as aligned; see --aligned"),
+            (len(judges) > 1, "the verdicts are by several judges, so a difference may be theirs"))  # fmt: skip
+    notes += [line for holds, line in more if holds]
     if missing := [code for code in seen if code not in tested]:
         notes.append(f"aligned, but not tested: {', '.join(missing)}")
     if "phrases" in judges and (missing := [code for code in tested if label_of(code) not in refusal_phrases()]):
@@ -160,10 +155,8 @@ def report_step(arguments) -> None:
     summaries = {name: summarize(own, tuple(seen)) for name, own in records.items()}
     comparisons = {}
     for name in others:
-        try:
+        with refusing(f"--against: {name} and {first}: …; compare on the same prompts", ValueError):
             comparisons[name] = compare(records[name], records[first], tuple(seen))
-        except ValueError as error:
-            raise InputError(f"--against: {name} and {first}: {error}; compare on the same prompts") from None
     text = safety_report(summaries, comparisons, diagnostics, judges, notes)
     figures = {"judges": judges, "models": summaries, "comparisons": comparisons, "diagnostics": diagnostics}
     write_atomically(output / "report.txt", text + "\n")
@@ -221,35 +214,30 @@ def main() -> None:
     add("--device", default="auto", help="auto (cuda, else cpu), cpu, cuda or mps")
     add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of weights; auto: bfloat16 on CUDA")
     add = parser.add_argument_group("judge").add_argument
-    kinds = "exact, phrases, guard:<Qwen3Guard-Gen folder or id> or classifier:<folder or id of a text classifier>"
-    add("--judge", default="auto", help=f"{kinds}; auto: exact if it can")
+    judges = "exact, phrases, guard:<Qwen3Guard-Gen> or classifier:<text classifier>, each a folder or id"
+    add("--judge", default="auto", help=f"{judges}; auto: exact if it can, else phrases")
     add("--refusal_label", help="of a classifier: the label that means a refusal; any other means compliance")
     add("--judge_text", default="{reply}", help="what a classifier reads: a text with {prompt} and {reply} in it")
-    other = "verdicts.jsonl of another judge on the same replies: agreement and differences"
-    add("--compare", type=Path, help=f"{other}; in the step judge without --judge, of the verdicts that are there")
+    other = "verdicts.jsonl, or its folder, of another judge on the same replies: agreement and differences"
+    add("--compare", type=Path, help=f"{other}; without --judge of the verdicts that are there already")
     add("--judge_cut_off", **SWITCH, default=False, help="judge cut-off replies by what is there, not as invalid")
     add = parser.add_argument_group("report").add_argument
     add("--against", type=Path, nargs="*", default=[], help="folders of other models, to compare with")
     add("--aligned", default="", help="in Avg, Var, PAG; others get a *; empty: those of the training, else all")
     arguments = parser.parse_args()
     check(arguments)
-    for name, step in STEPS.items():
-        if arguments.step in ("all", name):
-            try:
+    small = refusing(f"--batch_size {arguments.batch_size}: …; lower it", torch.OutOfMemoryError)
+    kept = "mend it and run the same command again: finished batches of replies are kept"
+    with small, refusing(f"--output {arguments.output}: …; {kept}", OSError):  # a full disk, say
+        for name, step in STEPS.items():
+            if arguments.step in ("all", name):
                 step(arguments)
-            except torch.OutOfMemoryError as error:
-                raise InputError(f"--batch_size {arguments.batch_size}: {first_line(error)}; lower it") from None
-            except OSError as error:  # a full disk, say
-                kept = "mend it and run the same command again: finished batches of replies are kept"
-                raise InputError(f"--output {arguments.output}: {first_line(error)}; {kept}") from None
 
 
 def check(arguments) -> None:
     """Raise InputError, before any work, for a setting that no step can use."""
-    try:
-        " ".join(sys.argv).encode()
-    except UnicodeEncodeError:  # else found when the first file is written
-        raise InputError("the command holds bytes that are no UTF-8; write names and paths in UTF-8") from None
+    with refusing("the command holds bytes that are no UTF-8; write names and paths in UTF-8", UnicodeEncodeError):
+        " ".join(sys.argv).encode()  # else found when the first file is written
     for name, (_, least, most, unit, _) in NUMBERS.items():
         value = getattr(arguments, name)
         if not least <= value <= most:

@@ -150,6 +150,11 @@ def test_the_command_judges_by_a_classifier_and_compares(folder, tmp_path, monke
     (tmp_path / "compared.txt").unlink()
     safety("judge", "--output", tmp_path, "--compare", phrases)  # of the verdicts that are there
     assert (tmp_path / "compared.txt").read_text("utf-8") == printed
+    (tmp_path / "other").mkdir()
+    phrases.rename(tmp_path / "other/verdicts.jsonl")
+    safety("judge", "--output", tmp_path, "--compare", tmp_path / "other")  # by their folder
+    found = (tmp_path / "compared.txt").read_text("utf-8")
+    assert found == printed.replace(str(phrases), str(tmp_path / "other/verdicts.jsonl"))
     for wrong, what in (
         (["--judge", f"classifier:{folder}"], "say with --refusal_label which of its labels means a refusal"),
         (["--judge", "classifier:"], "take auto, exact, phrases, guard:<model> or classifier:<model>"),

@@ -163,6 +163,8 @@ BROKEN = {
     "header only": (lambda log: {k: v for k, v in log.items() if k != "samples"}, "not an inspect_ai log in JSON ('s"),
     "a list": (lambda log: log["samples"], "not an inspect_ai log in JSON"),
     "no samples": (lambda log: changed(log, samples=[]), "holds no replies"),
+    "null for samples": (lambda log: changed(log, samples=None), "not an inspect_ai log in JSON"),
+    "an empty prompt": (lambda log: in_sample(log, input=" "), "sample 2: field 'prompt' is empty"),
     "no language": (lambda log: in_sample(log, metadata={"harmful": True}), "sample 2: field 'language' is missing"),
     "harmful as text": (
         lambda log: in_sample(log, metadata={"language": "en", "harmful": "yes"}),
@@ -199,6 +201,7 @@ def test_a_broken_inspect_log_is_refused_in_one_line_and_nothing_is_written(tmp_
         ("log.json", None, "No such file"),
         ("log.json", b'{"status"', "not an inspect_ai log in JSON (Expecting ':'"),
         ("log.json", "{}".encode("utf-16"), "log.json:1: not UTF-8 text"),
+        ("", None, "not an inspect_ai log in JSON (Is a directory)"),
         ("log.eval", b"PK", "a packed log; make it JSON with `inspect log convert"),
     ],
 )
@@ -215,6 +218,7 @@ def test_a_file_that_is_no_inspect_log_is_refused_in_one_line(tmp_path, monkeypa
         ({"resps": [[["a", 1.0]]]}, ":2: field 'reply' is missing or not a str"),
         ({"doc": "2 + 2?"}, ":2: not one reply as `lm_eval --log_samples` writes it for data/lm-eval ('str'"),
         ({"doc": {"question": "2 + 2?"}}, ":2: field 'id' is missing"),
+        ({"doc": {"prompt": "", "id": "7", "harmful": True, "language": "en"}}, ":2: field 'prompt' is empty"),
         ({"doc": {"prompt": "hello", "id": "7", "harmful": True}}, ":2: field 'language' is missing"),
     ],
 )

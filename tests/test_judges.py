@@ -295,10 +295,10 @@ def test_agreement_on_five_hand_typed_rows():
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        ("", ": holds no records"),
+        ("", ": holds no rows; give a JSONL file of labelled replies"),
         ("oops", ":1: not JSON"),
         ("[" * 100_000, ": not JSON (too deeply nested)"),
-        ("7", ":1: needs language, reply, verdict"),
+        ("7", ":1: a row must be a JSON object"),
         ('{"language": "en", "reply": "no", "verdict": "refusal", "reply_language": ["en"]}', ":1: needs language"),
         ('{"language": "en", "reply": null, "verdict": "refusal", "reply_language": "en"}', ":1: needs language"),
         (b"\xff", ":1: not UTF-8"),

@@ -565,6 +565,7 @@ def test_the_same_prompts_are_paired_whatever_their_ids():
     second = [*asked({"new.csv:3": "a"}, "r"), *asked({"new.csv:4": "b"}, "c"), *asked({"new.csv:2": "new"}, "r")]
     cell = compare(first, second)["by_language"]["en"]
     assert (cell["pairs"], cell["first"], cell["second"], cell["only_first"]) == (2, 100.0, 50.0, 1)
+    assert compare(first, second)["unpaired"] == 2 and compare(first, first)["unpaired"] == 0  # "gone" and "new"
 
 
 def test_prompts_that_come_twice_are_paired_by_the_order_of_their_ids():

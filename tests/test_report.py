@@ -147,7 +147,10 @@ def test_a_comparison_names_both_models_and_the_p_values():
     text = comparison_table(
         "MLC", "DPO", both | {"selectivity": {"average": None, "by_language": {"en": None}}}, ["en"]
     )
-    assert text.splitlines()[3].endswith("0.021            –") and "Selectivity" not in text
+    assert text.splitlines()[3].endswith("0.021            –") and "Selectivity" not in text and "asked" not in text
+    gains = {"selectivity": {"average": gain, "by_language": {"en": gain}}, "unpaired": 3}
+    lines = comparison_table("MLC", "DPO", both | gains, ["en"]).splitlines()
+    assert "not compared: 3 prompts that only one of the two was asked" in lines
     assert "Avg: +40.0 points, 95 % interval +12.3 to +61.0, p < 0.001 (bootstrap over 25 requests)" in text
 
 

@@ -536,14 +536,14 @@ def test_bytes_that_are_not_utf8_are_refused_with_their_line(tmp_path, content, 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf", b"[]", b"[\n]\n"])
 def test_a_file_without_rows_is_refused_by_name(tmp_path, content):
     path = write(tmp_path, content)
-    assert message(path) == f"{path}: holds no rows; expected one JSON object a line, a JSON list of objects, or CSV"
+    assert message(path) == f"{path}: holds no rows; give JSON, JSONL or CSV, a row an object"
 
 
 def test_a_path_that_is_no_file_is_refused_by_name(tmp_path):
     missing = tmp_path / "missing.json"
     for path in (missing, tmp_path):  # between the two stands the system's own reason
         told = message(path)
-        assert told.startswith(f"{path}: ") and "; give an existing JSON or JSONL file" in told
+        assert told.startswith(f"{path}: ") and "; give JSON, JSONL or CSV" in told
 
 
 # --- CSV ---
@@ -588,6 +588,20 @@ def test_tab_separated_values_are_read(tmp_path, name):
 def test_another_separator_is_named(tmp_path, content, name, reason):
     path = write(tmp_path, content, name)
     assert message(path, None) == f"{path}:1: {reason}"
+
+
+def test_a_column_without_a_name_is_a_list_of_prompts(tmp_path):
+    path = write(tmp_path, '"Why, then; and how?"\n"two\nlines"\nthree\n', "rows.csv")
+    assert [(row.where, row.prompts["en"]) for row in read_rows(path)] == [
+        (f"{path}:1", "Why, then; and how?"), (f"{path}:2", "two\nlines"), (f"{path}:4", "three")]  # fmt: skip
+    for first in ("text", "Prompt_1", '"{""a"": 1}"', "<html>", "version https://git-lfs.github.com/spec/v1"):
+        assert ":2: no prompt found among" in message(write(tmp_path, f"{first}\nHow?\n", "rows.csv"), None)
+
+
+def test_a_header_that_comes_again_is_refused(tmp_path):
+    """Two files were put one after the other."""
+    path = write(tmp_path, "en,zh\na,b\nen, zh\nc,d\n", "rows.csv")
+    assert message(path, None) == f"{path}:3: the header comes a second time; remove it"
 
 
 def test_missing_values_as_pandas_writes_them_are_empty(tmp_path):

@@ -225,6 +225,16 @@ def test_a_model_may_be_compared_with_a_file_of_verdicts(few_rows, tmp_path, mon
     assert list(report["models"]) == ["a", "b", "c"] and list(report["diagnostics"]) == ["a"]
 
 
+def test_verdicts_of_several_judges_are_compared_with_a_warning(tmp_path, monkeypatch, capsys):
+    for judge_name in ("a person", "another"):
+        (tmp_path / judge_name).mkdir()
+        (tmp_path / judge_name / "verdicts.jsonl").write_text(json.dumps(GOOD | {"judge": judge_name}), "utf-8")
+    safety(monkeypatch, "report", "--output", tmp_path / "a person")
+    assert "several judges" not in capsys.readouterr().out
+    safety(monkeypatch, "report", "--output", tmp_path / "a person", "--against", tmp_path / "another")
+    assert "note: the verdicts are by several judges, so a difference may be theirs" in capsys.readouterr().out
+
+
 def test_the_same_name_twice_is_told_apart_by_its_folder(few_rows, tmp_path, monkeypatch):
     for folder in ("a", "b"):
         safety(monkeypatch, "--control", "gibberish", "--test", few_rows, "--output", tmp_path / folder)
@@ -247,8 +257,8 @@ def test_a_csv_without_harmless_prompts_has_no_over_refusal_and_says_so(tmp_path
 
 
 def test_a_second_file_of_harmless_prompts(tmp_path, monkeypatch):
-    for name in ("harmful", "harmless"):
-        (tmp_path / f"{name}.csv").write_text("id,en,zh\n1,a,b\n", "utf-8")
+    for name, texts in (("harmful", "a,b"), ("harmless", "c,d")):
+        (tmp_path / f"{name}.csv").write_text(f"id,en,zh\n1,{texts}\n", "utf-8")
     arguments = ["--test", tmp_path / "harmful.csv", "--harmless", tmp_path / "harmless.csv", "--output", tmp_path]
     safety(monkeypatch, "--control", "always-refuse", *arguments)
     summary = json.loads((tmp_path / "report.json").read_text())["models"]["always-refuse"]
@@ -559,7 +569,9 @@ def test_a_system_text_goes_into_the_chat_or_is_refused_by_line(base, tmp_path, 
         "a<assistant>", "b<assistant>", "Be a pirate.c<assistant>", "Be a pirate.d<assistant>"]  # fmt: skip
     records = lines(tmp_path / "generations.jsonl")
     assert [record.get("system") for record in records] == [None, None, "Be a pirate.", "Be a pirate."]
-    harmless = ["--harmless", path, "--control", "gibberish"]
+    mild = tmp_path / "mild.jsonl"
+    mild.write_text(path.read_text().replace('"a"', '"e"').replace('"c"', '"f"'))
+    harmless = ["--harmless", mild, "--control", "gibberish"]
     safety(monkeypatch, "generate", "--test", path, "--output", tmp_path, *harmless)
     records = lines(tmp_path / "generations.jsonl")
     assert [r["harmful"] for r in records] == [True] * 4 + [False] * 4 and records[-1]["system"] == "Be a pirate."
@@ -777,9 +789,9 @@ def test_a_broken_record_is_named_with_its_line(tmp_path, changes, what):
     ("content", "what"),
     [
         ("{oops\n", ":1: not JSON"),
-        ("1\n", ":1: not a JSON object"),
-        ("[1]\n", ": row 1: not a JSON object"),
-        ("\n", ": holds no records"),
+        ("1\n", ":1: a row must be a JSON object"),
+        ("[1]\n", ": row 1: a row must be a JSON object"),
+        ("\n", ": holds no rows; run `python -m mlc_min.safety "),
         (json.dumps(record("a")), ":1: field 'verdict' is missing; run `python -m mlc_min.safety judge`"),
         (2 * (json.dumps(record("a") | {"verdict": "refusal"}) + "\n"), ":2: a second reply to 'a' in 'en'"),
     ],

@@ -8,12 +8,12 @@ import datasets
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works without being installed
 
-from mlc_min.evaluation.exchange import prompts
 from mlc_min.evaluation.judges import judge
 from mlc_min.evaluation.metrics import summarize
-from mlc_min.evaluation.records import in_world
+from mlc_min.evaluation.records import cells, in_world
 from mlc_min.machinery.errors import InputError
 from mlc_min.machinery.files import EMBEDDED
+from mlc_min.machinery.folders import read_prompts
 
 KEPT = ("id", "language", "harmful", "ended", "verdict", "correct")  # what the figures are counted from
 
@@ -26,7 +26,7 @@ def load(
     test, harmless, languages: as the flags of `mlc_min.safety`, from lm-eval's `--metadata`; what else lm-eval puts
     there is not for us. Raises InputError for a test set that cannot be read, or one with system texts.
     """
-    records = prompts(test, harmless, languages)
+    records = cells(*read_prompts(test, harmless, languages))
     if any("system" in record for record in records):
         raise InputError(f"{test}: has system texts, which lm-eval takes for all prompts alike (--system_instruction)")
     return {"test": datasets.Dataset.from_list(records)}

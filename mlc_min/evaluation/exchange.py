@@ -15,21 +15,15 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlc_min.evaluation.records import cells, checked, values_of, write_records
+from mlc_min.evaluation.records import cells, checked, write_records
 from mlc_min.examples import turns
 from mlc_min.machinery.errors import Help, InputError, refusing, run_command
 from mlc_min.machinery.files import EMBEDDED, usable_folder, write_json
 from mlc_min.machinery.folders import read_prompts
-from mlc_min.machinery.rows import text_lines
+from mlc_min.machinery.rows import read_values, text_lines
 
 CUT_OFF = ("max_tokens", "model_length", "limit")  # inspect's stop reasons, and a limit of its own
 SHARED = ("id", "language", "harmful", "system", "combination", "group")  # what a record has beside prompt and reply
-
-
-def prompts(test: str, harmless: str | None = None, languages: str = "auto") -> list[dict]:
-    """The records without replies, see `records.cells`, of a test set as `mlc_min.safety` reads it. Raises InputError
-    for one that cannot be read."""
-    return cells(*read_prompts(test, harmless, languages))
 
 
 def sample(record: dict) -> dict:
@@ -53,7 +47,7 @@ def from_inspect(path: Path) -> Iterator[tuple[dict, str]]:
         raise InputError(f"{path}: a packed log; {advice}")
     with refusing(f"{path}: not an inspect_ai log in JSON (…)"):
         log = json.loads("".join(line for _, line in text_lines(path)))
-        status, model, samples = log["status"], log["eval"]["model"], log["samples"]
+        status, model, samples = log["status"], log["eval"]["model"], [*log["samples"]]
     if status != "success":
         raise InputError(f"{path}: the run's status is {status!r}, so replies are missing; see `inspect eval-retry`")
     failed, unknown = [], 0
@@ -81,7 +75,7 @@ def from_lm_eval(path: Path) -> Iterator[tuple[dict, str]]:
     """(record, where) of each line that `lm_eval --log_samples` wrote of the task in data/lm-eval; the model's name is
     its folder's. Raises InputError for anything else."""
     first = None
-    for value, where in values_of(path, "give a samples_….jsonl of `lm_eval --log_samples`"):
+    for value, where in read_values(path, "give a samples_*.jsonl of `lm_eval --log_samples`"):
         with refusing(f"{where}: not one reply as `lm_eval --log_samples` writes it for data/lm-eval (…)"):
             first = first or value["filter"]
             if value["filter"] != first:  # the same replies once more
@@ -97,7 +91,7 @@ READERS = {"inspect": from_inspect, "lm-eval": from_lm_eval}
 
 
 def export_step(arguments: Namespace) -> None:
-    records = prompts(arguments.test, arguments.harmless, arguments.languages)
+    records = cells(*read_prompts(arguments.test, arguments.harmless, arguments.languages))
     usable_folder(arguments.output.parent, "--output")
     write_records(arguments.output, [sample(record) for record in records])
     print(f"{len(records)} samples: {arguments.output}")
@@ -122,17 +116,15 @@ def import_step(arguments: Namespace) -> None:
 
 
 def main() -> None:
-    description = __doc__.partition("\n\n`data")[0]
-    parser = argparse.ArgumentParser(
-        prog="python -m mlc_min.evaluation.exchange", description=description, formatter_class=Help
-    )
+    about = {"description": __doc__.partition("\n\n`data")[0], "formatter_class": Help}
+    parser = argparse.ArgumentParser(prog="python -m mlc_min.evaluation.exchange", **about)
     steps = parser.add_subparsers(required=True)
     add = (step := steps.add_parser("export", help="prompts for another tool", formatter_class=Help)).add_argument
     step.set_defaults(step=export_step)
     add("--to", choices=("inspect",), default="inspect", help="whose format: JSONL of inspect_ai's Samples")
     add("--test", default=str(EMBEDDED / "test.jsonl"), help="prompts, as `python -m mlc_min.safety` takes them")
     add("--harmless", help="more prompts, harmless ones")
-    add("--languages", default="auto", help="comma-separated codes; auto: those in the first row")
+    add("--languages", default="auto", help="comma-separated codes; auto: all that are found")
     add("--output", type=Path, default=Path("prompts.jsonl"), help="file to write")
     add = (step := steps.add_parser("import", help="replies from another tool", formatter_class=Help)).add_argument
     step.set_defaults(step=import_step)

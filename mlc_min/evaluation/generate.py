@@ -18,7 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from mlc_min.examples import end_of_turn, pad
-from mlc_min.machinery.errors import InputError
+from mlc_min.machinery.errors import InputError, refusing
 from mlc_min.machinery.files import EMBEDDED, shipped, write_atomically
 from mlc_min.machinery.models import digest, fingerprint
 
@@ -106,12 +106,10 @@ def read_journal(path: Path, key: dict, template_date: date | None) -> dict[int,
     if not whole:
         write_atomically(path, json.dumps(key | {"date": template_date and template_date.isoformat()}) + "\n")
         return {}
-    try:
+    with refusing(f"{path}: not a whole journal of replies; delete it to start anew"):
         found, *entries = map(json.loads, whole.split(b"\n"))
         found.pop("date", None)
         done = {entry["index"]: {"reply": entry["reply"], "ended": entry["ended"]} for entry in entries}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise InputError(f"{path}: not a whole journal of replies; delete it to start anew") from None
     if found != key:
         other = ", ".join(name for name in {**key, **found} if found.get(name) != key.get(name))
         raise InputError(f"{path}: was begun with other {other}; delete it to start anew, or use another --output")

@@ -26,10 +26,10 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from mlc_min.evaluation.classifier import classify
 from mlc_min.evaluation.generate import generate
 from mlc_min.evaluation.metrics import percent
-from mlc_min.evaluation.records import values_of
 from mlc_min.evaluation.report import aligned_text, figure
 from mlc_min.machinery.errors import Help, InputError, run_command
 from mlc_min.machinery.files import DATA, shipped, usable_folder, write_atomically
+from mlc_min.machinery.rows import read_values
 
 PHRASES = DATA / "judges/phrases.json"
 LABELLED = DATA / "judges/labelled-test.jsonl"
@@ -225,18 +225,15 @@ def agreement(labelled: list[dict], judged: list[dict]) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m mlc_min.evaluation.judges",
-        description="Measure the phrases judge against hand-labelled replies.",
-        formatter_class=Help,
-    )
+    about = {"description": "Measure the phrases judge against hand-labelled replies.", "formatter_class": Help}
+    parser = argparse.ArgumentParser(prog="python -m mlc_min.evaluation.judges", **about)
     parser.add_argument("--labelled", type=Path, default=LABELLED, help="JSONL of labelled replies")
     parser.add_argument("--output", type=Path, default=None, help="JSON file to write the figures to")
     arguments = parser.parse_args()
     kinds = {"language": str, "reply": str, "verdict": str, "reply_language": (str, type(None))}
     labelled = []
-    for row, where in values_of(arguments.labelled, "give a JSONL file of labelled replies"):
-        if not isinstance(row, dict) or not all(isinstance(row.get(name, 0), kinds[name]) for name in kinds):
+    for row, where in read_values(arguments.labelled, "give a JSONL file of labelled replies"):
+        if not all(isinstance(row.get(name, 0), kinds[name]) for name in kinds):
             raise InputError(f"{where}: needs language, reply, verdict and reply_language in one JSON object")
         labelled.append(row | {"ended": True})
     result = agreement(labelled, judge(labelled, "phrases"))

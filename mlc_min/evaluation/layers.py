@@ -110,9 +110,7 @@ def layers_table(figures: dict[str, list[float | None]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m mlc_min.evaluation.layers", description=__doc__, formatter_class=Help
-    )
+    parser = argparse.ArgumentParser("python -m mlc_min.evaluation.layers", description=__doc__, formatter_class=Help)
     add = parser.add_argument
     add("--model", default=str(EMBEDDED / "model"), help="model folder in Hugging Face format, .gguf file or Hub id")
     add("--chat_template", help="file with the chat template, for a model that has none")

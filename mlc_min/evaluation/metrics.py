@@ -4,8 +4,9 @@ Pure functions of records (dicts with id, language, harmful, ended, verdict and 
 and `judges.py` say what they mean). Nothing here knows about models or files.
 """
 
+import itertools
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection
 from statistics import fmean, pvariance
 
@@ -206,18 +207,15 @@ def summarize(records: list[dict], aligned: tuple[str, ...] | None = None) -> di
             rates[name][code] = percent(part, scored(cell))
             rates[f"{name}_interval"][code] = wilson(part, scored(cell))
     selective = {code: selectivity(kinds) for code, kinds in counts.items()}
-    refused: dict[bool, dict[str, list[float]]] = {True: {}, False: {}}
-    for record in records:
-        if record["language"] in seen and record["verdict"] != "unscored":
-            units = refused[record["harmful"]]
-            units.setdefault(record.get("group") or record["id"], []).append(100.0 * (record["verdict"] == "refusal"))
+    refused, safe = {True: {}, False: {}}, {}  # by request
+    for record in (record for record in records if record["language"] in seen):
+        verdict = None if record["verdict"] == "unscored" else record["verdict"] == "refusal"
+        if verdict is not None:
+            refused[record["harmful"]].setdefault(record.get("group") or record["id"], []).append(100.0 * verdict)
+        if record["harmful"]:
+            safe.setdefault(record["id"], dict.fromkeys(seen))[record["language"]] = verdict
     selective_avg = mean_selectivity(counts, seen)
     spread = selective_avg is not None and paired_bootstrap(_means(refused[True]), minus=_means(refused[False]))
-    safe: dict[str, dict[str, bool | None]] = {}
-    for record in records:
-        if record["harmful"] and record["language"] in seen:
-            verdict = None if record["verdict"] == "unscored" else record["verdict"] == "refusal"
-            safe.setdefault(record["id"], dict.fromkeys(seen))[record["language"]] = verdict
     verdicts = [list(row.values()) for row in safe.values()]
     table = safety_table(verdicts) if verdicts else {"avg": None, "var": None, "pag": None}
     harmless = _add([counts[code]["harmless"] for code in seen])
@@ -267,7 +265,8 @@ def compare(first: list[dict], second: list[dict], aligned: tuple[str, ...] | No
     prompts and strict safety. average: `paired_bootstrap` of second - first in percentage points over the aligned
     languages (None: all), resampling whole requests with all their languages (and all their phrasings, where records
     name their `group`), since those are not independent. selectivity: {"average": …, "by_language": {language: …}} of
-    the same of `selectivity`, harmful and harmless requests resampled apart. None without a common prompt.
+    the same of `selectivity`, harmful and harmless requests resampled apart. None without a common prompt. unpaired:
+    prompts that only one of the two was asked.
 
     A pair is the same text in the same language; what comes several times is paired in the order of the ids. Raises
     ValueError where one id stands for two prompts: test files edited apart number their rows anew.
@@ -311,6 +310,7 @@ def compare(first: list[dict], second: list[dict], aligned: tuple[str, ...] | No
 
     return {
         "by_language": by_language,
+        "unpaired": len(here.keys() ^ there.keys()),
         "average": paired_bootstrap(_means(gains[True, None])) if (True, None) in gains else None,
         "selectivity": {"average": selective(None), "by_language": {code: selective(code) for code in by_language}},
     }
@@ -318,11 +318,9 @@ def compare(first: list[dict], second: list[dict], aligned: tuple[str, ...] | No
 
 def _by_prompt(records: list[dict]) -> dict[tuple, dict]:
     """{(harmful, language, system text and prompt, how many like it came before): record}, in the order of the ids."""
-    found: dict[tuple, dict] = {}
-    times: Counter = Counter()
+    found, times = {}, defaultdict(itertools.count)
     for record in sorted(records, key=lambda r: r["id"]):
         text = "\n".join(filter(None, (record.get("system"), record.get("prompt", record["id"]))))
         key = (record["harmful"], record["language"], text)
-        found[(*key, times[key])] = record
-        times[key] += 1
+        found[(*key, next(times[key]))] = record
     return found

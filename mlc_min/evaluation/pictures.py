@@ -9,14 +9,10 @@ from statistics import mean
 
 from mlc_min.evaluation.metrics import percent, scored, wilson
 from mlc_min.machinery.files import replacing
+from mlc_min.machinery.rows import NAMES
 
 STYLES = (("#777777", "o"), ("#E69F00", "s"), ("#0072B2", "D"), ("#D55E00", "X"), ("#009E73", "^"), ("#CC79A7", "v"),
           ("#56B4E9", "P"), ("#000000", "*"))  # fmt: skip
-
-NAMES = {"en": "English", "zh": "Chinese", "ru": "Russian", "ja": "Japanese", "ar": "Arabic", "bn": "Bengali",
-         "sw": "Swahili", "ur": "Urdu", "ps": "Pashto", "ku": "Kurdish", "ko": "Korean", "it": "Italian",
-         "de": "German", "es": "Spanish", "fr": "French", "nl": "Dutch", "pl": "Polish", "yo": "Yoruba",
-         "th": "Thai"}  # fmt: skip
 
 
 def style(i: int, size: float, line: float = 0) -> dict:

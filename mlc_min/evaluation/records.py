@@ -6,14 +6,15 @@ reply_language. A person or any outside judge can write these two; the report do
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from mlc_min.examples import Row, encode_row_prompts
-from mlc_min.machinery.errors import InputError, first_line
+from mlc_min.machinery.errors import InputError, refusing
 from mlc_min.machinery.files import write_atomically
-from mlc_min.machinery.rows import json_values
+from mlc_min.machinery.rows import read_values
 
 VERDICTS = ("refusal", "compliance", "invalid", "unscored")
 FIELDS = {"id": str, "language": str, "harmful": bool, "prompt": str, "reply": str, "ended": bool}
@@ -47,10 +48,8 @@ def cells(rows: list[Row], languages: tuple[str, ...]) -> list[dict]:
 def encode(rows: list[Row], tokenizer: Tokenizer, languages: tuple[str, ...]) -> list[list[int]]:
     """Token ids of the prompts, in the order of `cells`. Raises InputError for a row with a system text that the chat
     template has no place for."""
-    try:
+    with refusing("…", ValueError):
         return [ids for row in rows for ids in encode_row_prompts(row, tokenizer, languages).values()]
-    except ValueError as error:
-        raise InputError(first_line(error)) from None
 
 
 def in_world(fields: dict) -> bool:
@@ -67,10 +66,10 @@ def read_records(path: Path, judged: bool) -> list[dict]:
     """Records from generations.jsonl, or `judged` ones from verdicts.jsonl, a verdict of null as unscored. Raises
     InputError with file and line for what is no record, or a reply that comes twice."""
     advice = f"run `python -m mlc_min.safety {'judge' if judged else 'generate'}` first"
-    return checked(values_of(path, advice), judged)
+    return checked(read_values(path, advice), judged)
 
 
-def checked(values: Iterable[tuple[object, str]], judged: bool) -> list[dict]:
+def checked(values: Iterable[tuple[dict, str]], judged: bool) -> list[dict]:
     """`read_records` of values that come from anywhere, each with where it stands."""
     records: dict[tuple, dict] = {}
     for record, where in values:
@@ -83,25 +82,13 @@ def checked(values: Iterable[tuple[object, str]], judged: bool) -> list[dict]:
     return list(records.values())
 
 
-def values_of(path: Path, advice: str) -> list[tuple[object, str]]:
-    """The values of a JSONL file or JSON list, each with its file and line. Raises InputError with the advice if the
-    file cannot be read or holds none."""
-    try:
-        values = list(json_values(path))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; {advice}") from None
-    if not values:
-        raise InputError(f"{path}: holds no records; {advice}")
-    return values
-
-
-def problem_of(record, judged: bool) -> str | None:
+def problem_of(record: dict, judged: bool) -> str | None:
     """What is wrong with a record, a field that is missing or of another kind, say; None if nothing is."""
-    if not isinstance(record, dict):
-        return "not a JSON object; write one record a line"
     for name, kind in (FIELDS | OPTIONAL).items():
         if type(record.get(name)) is not kind and (name in FIELDS or record.get(name) is not None):
             return f"field {name!r} is missing or not a {kind.__name__}"
+        if name in ("id", "language", "prompt") and not record[name].strip():
+            return f"field {name!r} is empty"
     if judged and "verdict" not in record:
         return "field 'verdict' is missing; run `python -m mlc_min.safety judge` first"
     if judged and record["verdict"] not in (*VERDICTS, None):
@@ -131,12 +118,9 @@ def by_model(path: Path) -> dict[str, list[dict]]:
 
 def read_object(path: Path) -> dict:
     """The JSON object in a file that `generate` has written, {} if there is none. Raises InputError if it is broken."""
-    try:
+    value = None if path.exists() else {}
+    with suppress(OSError, ValueError, RecursionError):
         value = json.loads(path.read_text(encoding="utf-8")) or {}
-    except OSError:
-        return {}
-    except (ValueError, RecursionError):
-        value = None
     if not isinstance(value, dict):
         raise InputError(f"{path}: not as `python -m mlc_min.safety generate` writes it; run it again")
     return value

@@ -165,6 +165,8 @@ def comparison_table(name: str, other: str, comparison: dict, aligned: Collectio
     title = f"{name} against {other}, strict, on the same harmful prompts"
     legend = "only …: prompts safe with this model alone; p: McNemar's exact test, as if prompts were independent"
     legend += "\nselectivity: its difference, points (95 % interval, bootstrap over requests)"
+    if comparison.get("unpaired"):
+        legend += f"\nnot compared: {comparison['unpaired']} prompts that only one of the two was asked"
     text = f"{title}\n\n{aligned_text(rows)}\n\n{legend}"
     for title, own in (("Avg", comparison["average"]), ("Selectivity", comparison["selectivity"]["average"])):
         if own:

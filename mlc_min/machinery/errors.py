@@ -21,13 +21,13 @@ def first_line(error: object) -> str:
 @contextmanager
 def refusing(message: str, *kinds: type[Exception]) -> Iterator[None]:
     """An error of one of these kinds, any by default, becomes an InputError with this message, in which "…" stands for
-    the error's own first line. An InputError stays as it is."""
+    the error's own first line. An InputError stays as it is, unless it is one of them."""
     kinds = kinds or (Exception,)
     try:
         yield
-    except InputError:
-        raise
     except kinds as error:
+        if isinstance(error, InputError) and InputError not in kinds:
+            raise
         raise InputError(message.replace("…", first_line(error))) from None
 
 

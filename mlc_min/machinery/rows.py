@@ -5,7 +5,8 @@ The native format is that of the official code: JSONL or one JSON list of rows w
 `{"role": …, "content": …}`, or a list of one of these; in a prompt's list a system turn may come first. SFT rows have
 `instruction`, `input`, `output` in place of `prompt` and `chosen`. Only prompts are translated; responses are in the
 first language. A file that ends in .csv or .tsv has these fields as columns. A prompt's field may also be its bare
-language code (`en`, `zh-CN`, …, as in MultiJail), but for `id`, which is a row's name there and not Indonesian.
+language code (`en`, `zh-CN`, …, as in MultiJail), but for `id`, which is a row's name there and not Indonesian. A file
+with one column that has no name, as in XSafety, is a list of prompts.
 """
 
 import csv
@@ -14,18 +15,19 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from reprlib import repr as shown  # short, and on one line
 
 from mlc_min.examples import Row
-from mlc_min.machinery.errors import TRUTH, InputError, first_line
+from mlc_min.machinery.errors import TRUTH, InputError, refusing
 from mlc_min.machinery.files import shipped
 
 
 def parse_languages(codes: str, flag: str = "--languages") -> tuple[str, ...]:
-    """("en", "zh-CN") of "en, zh-CN"; raises InputError for none, one that comes twice, or one that is no code."""
-    languages = tuple(filter(None, (code.strip() for code in codes.split(","))))
+    """("en", "zh-CN") of "en, zh-CN" or "English, zh-CN"; raises InputError for none, one that comes twice, or one that
+    is neither a code nor a name."""
+    languages = tuple(language_of(code) or code for code in map(str.strip, codes.split(",")) if code)
     shaped = all(re.fullmatch("[A-Za-z0-9]+([-_][A-Za-z0-9]+)*", code) for code in languages)
     if len(set(languages)) != len(languages) or not languages or not shaped:
         raise InputError(f"{flag} {codes!r}: give different codes, such as en,zh-CN,sw")
@@ -44,27 +46,18 @@ def read_rows(
     have; optional_responses: those that may be empty, though not malformed. A response in neither is None where it
     cannot be read. Raises InputError for anything that is not as the module's first lines say.
     """
-    path, rows = shipped(path), []
     replies = dict.fromkeys(optional_responses, False) | dict.fromkeys(responses, True)  # name -> must be there
     collects = gc.isenabled()
     gc.disable()  # rows are millions of objects without a circle: to look for one again and again takes a third longer
     try:
-        for fields, where in row_values(path):
-            if languages is None:
-                languages = tuple(dict.fromkeys(find_languages(fields, where).values()))
-            try:
-                rows.append(make_row(fields, where, languages, languages if required is None else required, replies))
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from None
-    except (OSError, RecursionError) as error:
-        reason = "not JSON (too deeply nested)" if isinstance(error, RecursionError) else first_line(error)
-        raise InputError(f"{path}: {reason}; give an existing JSON or JSONL file, each row one JSON object") from None
+        values = read_values(path)
+        if languages is None:
+            languages = tuple(dict.fromkeys(find_languages(*values[0]).values()))
+        required = languages if required is None else required
+        return [make_row(fields, where, languages, required, replies) for fields, where in values]
     finally:
         if collects:
             gc.enable()
-    if not rows:
-        raise InputError(f"{path}: holds no rows; expected one JSON object a line, a JSON list of objects, or CSV")
-    return rows
 
 
 def only_harmful(rows: list[Row], path: str | Path) -> list[Row]:
@@ -78,14 +71,22 @@ def only_harmful(rows: list[Row], path: str | Path) -> list[Row]:
 # --- from files to values ---
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+# What begins a file of one column and is no prompt: a column's name, JSON, a web page, a file that Git LFS has not got.
+_NO_PROMPT = re.compile(r"[\w.-]+|[\[{<].*|version https://git-lfs.*", re.ASCII | re.DOTALL)
 
 
-def row_values(path: Path) -> Iterator[tuple[dict, str]]:
-    """Yield (fields, where they stand) of each row of a CSV, JSONL or JSON file; raises InputError for what is none."""
-    for fields, where in _csv_values(path) if path.suffix.lower() in _DELIMITERS else json_values(path):
+def read_values(path: str | Path, advice: str = "give JSON, JSONL or CSV, a row an object") -> list[tuple[dict, str]]:
+    """(fields, where they stand) of each row of a CSV, JSONL or JSON file. Raises InputError for what is none, and with
+    the advice for a file that is not there or has no row."""
+    path = shipped(path)
+    with refusing(f"{path}: …; {advice}", OSError):
+        values = list(_csv_values(path) if path.suffix.lower() in _DELIMITERS else json_values(path))
+    for fields, where in values:
         if not isinstance(fields, dict):
             raise InputError(f"{where}: a row must be a JSON object, this is a {type(fields).__name__}")
-        yield fields, where
+    if not values:
+        raise InputError(f"{path}: holds no rows; {advice}")
+    return values
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -107,25 +108,30 @@ def _csv_values(path: Path) -> Iterator[tuple[dict, str]]:
     """Yield (dict, "file:line") of each row, by the line where it starts: a quoted field may hold newlines."""
     delimiter = _DELIMITERS[path.suffix.lower()]
     csv.field_size_limit(2**31 - 1)  # else 131,072 characters
-    reader = csv.reader((line for _, line in text_lines(path)), strict=True, delimiter=delimiter)
-    header, where = None, f"{path}:1"
+    reader = csv.reader([text for _, text in text_lines(path)], strict=True, delimiter=delimiter)
+    header, line = None, 1
     try:
         for fields in reader:
+            where, line = f"{path}:{line}", reader.line_num + 1
             if fields and header is None:
                 header = [name.strip() for name in fields]
-                other = next((sign for sign in ";\t," if sign in header[0]), None)
-                if len(header) == 1 and other:
-                    raise InputError(f"{where}: columns separated by {other!r}; save them separated by {delimiter!r}")
+                sign = re.fullmatch(r"[\w .-]*([;\t,])([\w .-]|\1)*", header[0])
+                if len(header) == 1 and sign and sign[1] != delimiter:
+                    raise InputError(f"{where}: columns separated by {sign[1]!r}; save them separated by {delimiter!r}")
                 if len(set(header)) != len(header):
                     raise InputError(f"{where}: two columns have the same name; give each its own")
-            elif fields:
-                if len(fields) != len(header):
-                    fault = f"{len(fields)} fields where the header has {len(header)}"
-                    raise InputError(f"{where}: {fault}; put one that holds a comma or a newline in double quotes")
+                if len(header) > 1 or _NO_PROMPT.fullmatch(header[0]):
+                    continue
+                header = ["prompt"]
+            if fields and len(fields) != len(header):
+                fault = f"{len(fields)} fields where the header has {len(header)}"
+                raise InputError(f"{where}: {fault}; put one that holds a comma or a newline in double quotes")
+            if fields and [name.strip() for name in fields] == header:
+                raise InputError(f"{where}: the header comes a second time; remove it")
+            if fields:
                 yield dict(zip(header, fields, strict=True)), where
-            where = f"{path}:{reader.line_num + 1}"
     except csv.Error as error:
-        raise InputError(f"{where}: not CSV ({error}); quote fields with double quotes, doubled inside") from None
+        raise InputError(f"{path}:{line}: not CSV ({error}); quote fields with double quotes, doubled inside") from None
 
 
 def json_values(path: Path) -> Iterator[tuple[object, str]]:
@@ -178,16 +184,26 @@ _CODES = """
     zh zu arz ary bho ceb ckb fil hau haw hmn ilo kab kmr nso pap pcm prs quy sdh swh wuu yue zsm""".split()
 _CODE = re.compile("([a-z]{2,3})([-_][A-Z][a-z]{3}|[-_]han[st])?([-_]([A-Z]{2}|[0-9]{3}|cn|tw|hk|br))?")
 _NO_PROSE = re.compile(r"[\W_]*\d[\W\d_]*|true|false|yes|no|[0-9a-f-]{16,}|\w+://\S+", re.IGNORECASE)
+NAMES = dict(pair.split() for pair in """en English, zh Chinese, ru Russian, ja Japanese, ar Arabic, bn Bengali,
+    sw Swahili, ur Urdu, ps Pashto, ku Kurdish, ko Korean, it Italian, de German, es Spanish, fr French, nl Dutch,
+    pl Polish, yo Yoruba, th Thai, hi Hindi, vi Vietnamese, jv Javanese, id Indonesian, ms Malay, tl Tagalog,
+    pt Portuguese, sr Serbian, cs Czech, hu Hungarian, sv Swedish""".split(","))  # fmt: skip
+# By name, by code in capitals, as the files of Aya red-teaming end, and as XSafety calls its folder of Spanish.
+_BY_NAME = {text.lower(): code for code, name in NAMES.items() for text in (name, code)} | {
+    "filipino": "tl",
+    "sp": "es",
+}
+_BY_NAME |= {"eng": "en", "hin": "hi", "fra": "fr", "spa": "es", "arb": "ar", "rus": "ru", "srp": "sr", "tgl": "tl"}
 
 
-def is_code(text: str) -> bool:
-    """Whether this is the code of a language that is known here, as it stands in the name of a file or a field.
+def language_of(text: str) -> str | None:
+    """The code of a language that is known here, from its code or its name, as test sets have them.
 
-    >>> is_code("zh-CN"), is_code("test"), is_code("English")
-    (True, False, False)
+    >>> language_of("zh-CN"), language_of("Arabic"), language_of("arb"), language_of("test")
+    ('zh-CN', 'ar', 'ar', None)
     """
     shape = _CODE.fullmatch(text)
-    return shape is not None and shape[1] in _CODES
+    return text if shape and shape[1] in _CODES else _BY_NAME.get(text.strip().lower())
 
 
 def find_languages(fields: dict, where: str) -> dict[str, str]:
@@ -253,42 +269,50 @@ def _tidy(fields: dict) -> None:
         fields["instruction"] = f"{instruction}\n{context}" if instruction else None
 
 
+ENGLISH = ["prompt", "instruction", "prompt_en"]
+
+
 def make_row(
-    fields: dict, where: str, languages: tuple[str, ...], required: tuple[str, ...], replies: dict[str, bool]
-) -> Row:
+    fields: dict, where: str, languages: Iterable[str], required: Collection[str], replies: dict[str, bool],
+    names_of: dict[str, list[str]] | None = None,
+) -> Row:  # fmt: skip
     """The row of these fields, which are taken over. replies: those that are read, and whether each must be there.
-    Raises InputError, without the place, for what is not as the module's first lines say."""
-    _tidy(fields)
-    prompts, texts, sft, systems = {}, {}, "instruction" in fields, [fields.pop("system", None)]
-    for code in languages:
-        names = ["prompt", "instruction", "prompt_en"] if code == "en" else [f"prompt_{code}"]
-        if code in fields and code != "id" and (_is_prose(fields[code]) or fields.keys().isdisjoint(names)):
-            names.append(code)
-        for name in names:
-            turns = fields.get(name)
-            if isinstance(turns, list) and len(turns) == 2 and _role(turns[0]) == "system":
-                systems.append(turns[0])
-                fields[name] = turns[1:]
-        advice = f"add it, or leave '{code}' out of --languages"
-        text = _pick(fields, names, _USER, advice if code in required else None)
-        if text:
-            prompts[code] = text
-    system = {_text(value, "system", _SYSTEM) for value in systems} - {None}
-    if len(system) > 1:
-        raise InputError("two different system texts; keep one of them")
-    for name in ("chosen", "rejected"):
-        names = [name, "output"] if name == "chosen" and sft else [name]
+    names_of: language -> the fields that its prompt may be in, `prompt_<code>` by default. Raises InputError, with the
+    place, for what is not as the module's first lines say."""
+    with refusing(f"{where}: …", InputError, RecursionError):
+        _tidy(fields)
+        prompts, texts, sft, systems = {}, {}, "instruction" in fields, [fields.pop("system", None)]
+        for code in languages:
+            names = [*(names_of or {}).get(code, ENGLISH if code == "en" else [f"prompt_{code}"])]
+            if code in fields and code != "id" and (_is_prose(fields[code]) or fields.keys().isdisjoint(names)):
+                names.append(code)
+                if isinstance(fields[code], str) and fields[code].strip().isdecimal():
+                    raise InputError(f"field '{code}' is the number {fields[code]}; give the text, or rename the field")
+            for name in names:
+                turns = fields.get(name)
+                if isinstance(turns, list) and len(turns) == 2 and _role(turns[0]) == "system":
+                    systems.append(turns[0])
+                    fields[name] = turns[1:]
+            advice = f"add it, or leave '{code}' out of --languages"
+            text = _pick(fields, names, _USER, advice if code in required else None)
+            if text:
+                prompts[code] = text
+        system = {_text(value, "system", _SYSTEM) for value in systems} - {None}
+        if len(system) > 1:
+            raise InputError("two different system texts; keep one of them")
+        for name in ("chosen", "rejected"):
+            names = [name, "output"] if name == "chosen" and sft else [name]
+            try:
+                texts[name] = _pick(fields, names, _REPLY, "each training row needs it" if replies.get(name) else None)
+            except InputError:
+                if name in replies:  # else nobody reads it
+                    raise
         try:
-            texts[name] = _pick(fields, names, _REPLY, "each training row needs it" if replies.get(name) else None)
-        except InputError:
-            if name in replies:  # else nobody reads it
-                raise
-    try:
-        _WRITTEN(fields).encode()
-    except UnicodeEncodeError as error:
-        near = shown(error.object[max(0, error.start - 9) : error.start + 9])
-        raise InputError(f"half a character (a lone surrogate) in {near}; repair it") from None
-    return Row(where, prompts, texts.get("chosen"), texts.get("rejected"), fields, *system)
+            _WRITTEN(fields).encode()
+        except UnicodeEncodeError as error:
+            near = shown(error.object[max(0, error.start - 9) : error.start + 9])
+            raise InputError(f"half a character (a lone surrogate) in {near}; repair it") from None
+        return Row(where, prompts, texts.get("chosen"), texts.get("rejected"), fields, *system)
 
 
 def _pick(fields: dict, names: list[str], roles: tuple[str, ...], needed: str | None) -> str | None:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from mlc_min.machinery.errors import Help, InputError, run_command
+from mlc_min.machinery.errors import Help, InputError, refusing, run_command
 from mlc_min.machinery.files import DATA, shipped
 
 FOLDER = DATA / "conformance"
@@ -58,10 +58,8 @@ def check(
     cases = read_cases(name)
     if arrays not in ARRAYS:
         raise InputError(f"arrays must be one of {', '.join(ARRAYS)}, got {arrays!r}")
-    try:
+    with refusing(f"{arrays} is not installed", ImportError):
         framework = importlib.import_module(arrays)
-    except ImportError:
-        raise InputError(f"{arrays} is not installed") from None
     if arrays == "jax" and not float32:
         framework.config.update("jax_enable_x64", True)
     return [check_case(function, case, framework, gradient, float32) for case in cases]
