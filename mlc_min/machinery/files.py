@@ -15,8 +15,7 @@ EMBEDDED = Path(os.environ.get("MLC_MIN_WORLD") or DATA / "embedded")  # or anot
 
 
 def shipped(path: str | Path) -> Path:
-    """The path; raises InputError if it is one of the repository's data and this is a package without them, or one of
-    a world that is not there."""
+    """The path; raises InputError where the repository's data, or the world of MLC_MIN_WORLD, are not there."""
     path = Path(path)
     if not (EMBEDDED / "lexicon.json").exists() and DATA not in EMBEDDED.parents:
         raise InputError(f"MLC_MIN_WORLD={EMBEDDED}: no lexicon.json there; copy that of data/embedded or data/large")

@@ -40,11 +40,9 @@ def examine(model: PreTrainedModel, tokenizer: Tokenizer, task: Task, rows: list
         replies = [{"reply": tokenizer.decode([token]), "ended": False} for _, token in firsts]
     else:
         replies = generate(model, tokenizer, prompts, task.max_new_tokens, BATCH)
-    records = []
-    for record, reply, (score, _) in zip(cells(rows, task.tested), replies, firsts, strict=True):
-        judged = record | reply
-        records.append(judged | task.judge(judged) | {"log_odds": score})
-    return records
+    parts = zip(cells(rows, task.tested), replies, firsts, strict=True)
+    records = [record | reply | {"log_odds": score} for record, reply, (score, _) in parts]
+    return [record | task.judge(record) for record in records]
 
 
 def own_texts(model: PreTrainedModel, tokenizer: Tokenizer, openings: dict[str, list[str]]) -> dict[str, list]:
