@@ -616,9 +616,11 @@ def test_records_of_one_group_are_resampled_together():
 
 def test_without_a_common_prompt_there_is_nothing_to_compare():
     nothing = {"by_language": {}, "average": None, "selectivity": {"average": None, "by_language": {}}}
-    assert compare([], []) == compare(model({"en": "rr"}), model({"zh": "rr"})) == nothing
-    assert compare(model({"en": "ru"}), model({"en": "ur"})) == nothing
-    assert compare(model({"en": "r"}), model({"en": "ur"})[1:]) == nothing  # without prompts the ids tell
+    assert compare([], []) == nothing | {"unpaired": 0}
+    assert compare(model({"en": "rr"}), model({"zh": "rr"})) == nothing | {"unpaired": 4}
+    assert compare(model({"en": "ru"}), model({"en": "ur"})) == nothing | {"unpaired": 0}  # asked, and not scored
+    # Without prompts the ids tell.
+    assert compare(model({"en": "r"}), model({"en": "ur"})[1:]) == nothing | {"unpaired": 2}
 
 
 def test_a_comparison_in_unseen_languages_alone_has_no_average():
