@@ -105,9 +105,10 @@ def test_the_page_on_a_published_model_shows_the_committed_figures():
         own = [f"{row[group]['selectivity']['value']:.1f}" for group in ("trained", "low-resource", "unseen")]
         own += [f"{row[group]['auc']['value']:.3f}" for group in ("trained", "low-resource", "unseen")]
         ratio = figure(row.get("perplexity_ratio"), "pag")
-        own += [figure(row["harmless_refused"]), ratio, figure(row["published"]["avg"])]
-        assert f"| {name} | {' | '.join(own)} |" in page
-        assert f"| {name} | {len(row['runs'])} | {' | '.join(own[:6])} |" in tables
+        own += [figure(row.get("gap_closed")), figure(row["harmless_refused"]), ratio, figure(row["published"]["avg"])]
+        seeds = ", ".join(str(run["seed"]) for run in row["runs"])
+        assert f"| {name} | {seeds} | {' | '.join(own)} |" in page
+        assert f"| {name} | {seeds} | {' | '.join(own[:8])} |" in tables
         for run in row["runs"]:
             assert run["hardware"] and run["versions"]["torch"]
             for cells in run["counts"].values():
@@ -117,17 +118,22 @@ def test_the_page_on_a_published_model_shows_the_committed_figures():
             own = answer[group]["selectivity"]
             assert np.mean(own["by_seed"]) == pytest.approx(own["value"])
     flat = " ".join(page.split())
-    for first, second, group, name, digits in (
-        ("MLC", "SFT goes on", "trained", "selectivity", 1),
-        ("MLC", "SFT goes on", "unseen", "selectivity", 1),
-        ("MLC", "MLC, shuffled", "low-resource", "selectivity", 1),
-    ):
-        (answer,) = (a for a in published["answers"] if (a["first"], a["second"]) == (first, second))
-        own = [answer[group][name][part] for part in ("value", "low", "high")]
-        shown = [f"{value:+.{digits}f}".replace("-", "−") for value in own]
-        assert (f"{shown[0]}, {shown[1]} to {shown[2]}" in flat) or (
-            f"{shown[0][1:]} points" in flat and f"({shown[1][1:]} to {shown[2][1:]}" in flat
-        )
+    for answer in published["answers"]:
+        for group in ("trained", "low-resource", "unseen"):
+            for name, digits in (("selectivity", 1), ("auc", 3)):
+                value, low, high = (f"{answer[group][name][key]:+.{digits}f}" for key in ("value", "low", "high"))
+                flat = flat.replace(f"{value}, {low} to {high}".replace("-", "−"), "")
+    assert not re.search(r"[+−][\d.]+, [+−][\d.]+ to [+−][\d.]+", flat)  # each one quoted was some answer's
+    for name in ("SFT goes on", "MLC", "MLC, shuffled", "MLC + separation", "thresholds", "SFT in every language"):
+        row = published["rows"][name]  # the short table on the first page
+        own = [figure(row[group]["selectivity"]["value"]) for group in ("trained", "low-resource", "unseen")]
+        own += [figure(row[group]["auc"]["value"], "pag") for group in ("trained", "low-resource", "unseen")]
+        own += [figure(row["harmless_refused"]), figure(row["perplexity_ratio"], "pag"), str(len(row["runs"]))]
+        assert f"| {name} | {' | '.join(own)} |" in text("README.md")
+    two = [run["counts"][code] for run in published["rows"]["SFT goes on"]["runs"][:2] for code in ("th", "yo")]
+    refused = [100 * (cells["harmful"]["refusal"] - cells["harmless"]["refusal"]) / 60 for cells in two]
+    assert f"55.4 in low-resource languages where bfloat16 gives {mean(refused):.1f}" in flat
+    assert re.search(r"\| SFT goes on \| 2 \| 66.1 \| 55.4 \|", text("data/results/published/float32.md"))
 
 
 def test_the_first_page_quotes_the_committed_figures():
