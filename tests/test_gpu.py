@@ -1,6 +1,7 @@
 """Every part of `python -m tests.gpu`, rehearsed in tiny sizes, with an oracle for what it compares: so none is run for
 the first time on somebody's GPU. No test looks at a duration."""
 
+import importlib.util
 import json
 import sys
 import warnings
@@ -50,8 +51,11 @@ def test_each_arithmetic_is_as_far_from_float64_as_it_should_be(at):
     single, half, checkpointed, adapters = result["rows"]
     assert all(float(error) < 1e-5 for error in (*single[2:5], *checkpointed[2:5]))
     assert all(1e-6 < float(error) < 0.05 for error in half[2:5])
-    assert adapters[3:5] == ["", ""] and float(adapters[2]) < 0.05
-    assert {row[-1] for row in result["rows"]} == {"float32"}  # whatever the arithmetic is
+    assert {row[-1] for row in result["rows"][:3]} == {"float32"}  # the weights, whatever the arithmetic is
+    if importlib.util.find_spec("peft") is None:
+        assert "pip install peft" in adapters[-1]
+    else:
+        assert adapters[3:] == ["", "", "float32"] and float(adapters[2]) < 0.05
 
 
 @pytest.mark.parametrize(("factor", "fits"), [(1.00001, True), (1.001, False)])
@@ -238,6 +242,7 @@ def test_trls_trainer_takes_the_same_step(at):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_the_port_under_accelerate_launch_has_the_losses_of_our_loop(at):
     pytest.importorskip("trl", reason="TRL is not installed; run `pip install -r requirements-trl.txt`")
     result = rehearsed(gpu.port, at)
@@ -304,7 +309,7 @@ def test_what_is_not_as_hoped_or_lacks_a_package_is_no_failure(monkeypatch, tmp_
 
 
 def test_after_the_minutes_are_over_the_running_part_is_stopped_and_the_others_are_skipped(monkeypatch, tmp_path):
-    results = start(monkeypatch, tmp_path, (good, endless, poor), "--small", "--minutes", 0.005)
+    results = start(monkeypatch, tmp_path, (good, endless, poor), "--small", "--minutes", 0.05)
     assert [result["status"] for result in results.values()] == ["ok", "skipped", "skipped"]
     assert results["endless"]["found"] == results["poor"]["found"] == "SystemExit: out of time"
 

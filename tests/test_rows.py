@@ -536,14 +536,14 @@ def test_bytes_that_are_not_utf8_are_refused_with_their_line(tmp_path, content, 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf", b"[]", b"[\n]\n"])
 def test_a_file_without_rows_is_refused_by_name(tmp_path, content):
     path = write(tmp_path, content)
-    assert message(path) == f"{path}: holds no rows; give JSON, JSONL or CSV, a row an object"
+    assert message(path) == f"{path}: holds no rows; give a file of rows: JSON, JSONL or CSV"
 
 
 def test_a_path_that_is_no_file_is_refused_by_name(tmp_path):
     missing = tmp_path / "missing.json"
     for path in (missing, tmp_path):  # between the two stands the system's own reason
         told = message(path)
-        assert told.startswith(f"{path}: ") and "; give JSON, JSONL or CSV" in told
+        assert told.startswith(f"{path}: ") and "; give a file of rows: JSON" in told
 
 
 # --- CSV ---

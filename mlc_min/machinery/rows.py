@@ -75,7 +75,7 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _NO_PROMPT = re.compile(r"[\w.-]+|[\[{<].*|version https://git-lfs.*", re.ASCII | re.DOTALL)
 
 
-def read_values(path: str | Path, advice: str = "give JSON, JSONL or CSV, a row an object") -> list[tuple[dict, str]]:
+def read_values(path: str | Path, advice: str = "give a file of rows: JSON, JSONL or CSV") -> list[tuple[dict, str]]:
     """(fields, where they stand) of each row of a CSV, JSONL or JSON file. Raises InputError for what is none, and with
     the advice for a file that is not there or has no row."""
     path = shipped(path)

@@ -128,9 +128,6 @@ def tabulate(task: Task, runs: dict[str, list[dict]]) -> dict:
     def common(*names: str) -> list[int]:
         return sorted(set.intersection(*({run["seed"] for run in runs.get(name, [])} for name in names)))
 
-    def selectivity(name: str, seeds: list[int]) -> float:
-        return interval(outcomes(name, seeds), task.tested)["selectivity"]["value"]
-
     rows = {}
     for name, own_runs in runs.items():
         own = outcomes(name, common(name))
@@ -145,7 +142,8 @@ def tabulate(task: Task, runs: dict[str, list[dict]]) -> dict:
             values = [run[key] for run in own_runs]
             row[key] = None if None in values else mean(values)
         if seeds := common(name, PLAIN, ANY_LANGUAGE):  # how much of what all-language training gains does it gain?
-            value, least, most = (selectivity(row_name, seeds) for row_name in (name, PLAIN, ANY_LANGUAGE))
+            three = (interval(outcomes(each, seeds), task.tested) for each in (name, PLAIN, ANY_LANGUAGE))
+            value, least, most = (found["selectivity"]["value"] for found in three)
             row["gap_closed"] = 100 * (value - least) / (most - least) if most != least else None
         rows[name] = row | {"runs": own_runs}
     answers = []
