@@ -142,7 +142,7 @@ def _sets(
     if found.keys() - {None}:  # where some names tell the kind, the other files are something else
         found = {kind: found[kind] for kind in kinds if kind in found}
     if not found:
-        advice = f"name them like {kinds[0]}_en{ENDINGS[0]}, with one of the endings {', '.join(ENDINGS)}"
+        advice = f"name them like {kinds[0]}_en{ENDINGS[0]} ({', '.join(ENDINGS)}), or give the folder that they are in"
         raise InputError(f"{folder}: holds no files of {' or '.join(kinds)} prompts; {advice}")
     sets, lacking, wanted = [], [], {code for code in inside.values() if not languages or code in languages}
     for kind, own in found.items():

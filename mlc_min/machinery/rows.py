@@ -189,10 +189,8 @@ NAMES = dict(pair.split() for pair in """en English, zh Chinese, ru Russian, ja 
     pl Polish, yo Yoruba, th Thai, hi Hindi, vi Vietnamese, jv Javanese, id Indonesian, ms Malay, tl Tagalog,
     pt Portuguese, sr Serbian, cs Czech, hu Hungarian, sv Swedish""".split(","))  # fmt: skip
 # By name, by code in capitals, as the files of Aya red-teaming end, and as XSafety calls its folder of Spanish.
-_BY_NAME = {text.lower(): code for code, name in NAMES.items() for text in (name, code)} | {
-    "filipino": "tl",
-    "sp": "es",
-}
+_BY_NAME = {text.lower(): code for code, name in NAMES.items() for text in (name, code)}
+_BY_NAME |= {"filipino": "tl", "sp": "es"}
 _BY_NAME |= {"eng": "en", "hin": "hi", "fra": "fr", "spa": "es", "arb": "ar", "rus": "ru", "srp": "sr", "tgl": "tl"}
 
 
