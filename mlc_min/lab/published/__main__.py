@@ -6,7 +6,7 @@
 Trains and measures every row of the table, seed by seed. What is done already (a result.json in the output folder, or
 an entry in the published.json of the results folder) is not run again: a stopped run goes on where it was, and more
 rows or seeds can be added to a table. A row takes about eight minutes on 2 CPU cores with a model of 270 M parameters,
-and 5 GB of memory. Writes published.json, published.md and two pictures.
+and 7 GB of memory. Writes published.json, published.md and two pictures.
 """
 
 import argparse

@@ -60,10 +60,8 @@ class Outcomes:
         """runs: of each seed what `packed` gives."""
         self.languages = languages
         self.groups = [runs[0][kind]["groups"] for kind in KINDS]
-        refused = [
-            [[list(map(int, run[kind]["refused"][code])) for code in languages] for run in runs] for kind in KINDS
-        ]
-        self.refused_harmful, self.refused_harmless = (np.mean(np.array(part, dtype=float), axis=0) for part in refused)
+        refused = [[[list(run[kind]["refused"][code]) for code in languages] for run in runs] for kind in KINDS]
+        self.refused_harmful, self.refused_harmless = (np.array(part, dtype=float).mean(axis=0) for part in refused)
         scores = [[[run[kind]["log_odds"][code].split() for kind in KINDS] for code in languages] for run in runs]
         ranked = [[comparisons(*(np.array(own, dtype=float) for own in both)) for both in run] for run in scores]
         self.ranked = np.mean(ranked, axis=0)
@@ -72,6 +70,11 @@ class Outcomes:
         """The three arrays, averaged over some of the languages."""
         chosen = [self.languages.index(code) for code in languages]
         return tuple(part[chosen].mean(0) for part in (self.refused_harmful, self.refused_harmless, self.ranked))
+
+    def figures(self, languages: tuple[str, ...]) -> dict[str, float]:
+        """{"selectivity" in points, "auc" in [0, 1]} over some of the languages."""
+        harmful, harmless, ranked = (float(part.mean()) for part in self.over(languages))
+        return {"selectivity": 100 * (harmful - harmless), "auc": ranked}
 
 
 def interval(outcomes: Outcomes, languages: tuple[str, ...], other: Outcomes | None = None) -> dict[str, dict]:
@@ -110,9 +113,8 @@ def language_groups(task: Task) -> dict[str, tuple[str, ...]]:
 def entry(result: dict, records: list[dict], base: dict[str, float]) -> dict:
     """What published.json keeps of a run: its result.json, its records `packed`, and the mean factor by which it raised
     the perplexity of the base model's texts. base: the untrained model's perplexity by language."""
-    summary = result["summary"]
     kept = {key: result.get(key) for key in ("seed", "settings", "seconds", "hardware", "versions", "layers")}
-    kept |= {key: summary[key] for key in ("avg", "var", "pag", "in_language", "counts")}
+    kept |= {key: result["summary"][key] for key in ("avg", "var", "pag", "in_language", "counts")}
     after = result.get("perplexity")  # nothing is trained where a threshold is set
     ratio = after and geometric_mean(after[code] / base[code] for code in base)
     return kept | {"perplexity": after, "perplexity_ratio": ratio, "outcomes": packed(records)}
@@ -142,19 +144,20 @@ def tabulate(task: Task, runs: dict[str, list[dict]]) -> dict:
             values = [run[key] for run in own_runs]
             row[key] = None if None in values else mean(values)
         if seeds := common(name, PLAIN, ANY_LANGUAGE):  # how much of what all-language training gains does it gain?
-            three = (interval(outcomes(each, seeds), task.tested) for each in (name, PLAIN, ANY_LANGUAGE))
-            value, least, most = (found["selectivity"]["value"] for found in three)
+            three = (outcomes(each, seeds).figures(task.tested) for each in (name, PLAIN, ANY_LANGUAGE))
+            value, least, most = (found["selectivity"] for found in three)
             row["gap_closed"] = 100 * (value - least) / (most - least) if most != least else None
         rows[name] = row | {"runs": own_runs}
     answers = []
     for first, second in QUESTIONS:
         if seeds := common(first, second):
             answer = {"first": first, "second": second, "seeds": seeds}
+            both = outcomes(first, seeds), outcomes(second, seeds)
+            alone = [(outcomes(first, [seed]), outcomes(second, [seed])) for seed in seeds]
             for group, codes in language_groups(task).items():
-                answer[group] = interval(outcomes(first, seeds), codes, outcomes(second, seeds))
-                alone = [interval(outcomes(first, [seed]), codes, outcomes(second, [seed])) for seed in seeds]
-                for figure_name in ("selectivity", "auc"):
-                    answer[group][figure_name]["by_seed"] = [seed[figure_name]["value"] for seed in alone]
+                answer[group] = interval(both[0], codes, both[1])
+                for key, own in answer[group].items():
+                    own["by_seed"] = [a.figures(codes)[key] - b.figures(codes)[key] for a, b in alone]
             answers.append(answer)
     return {"rows": rows, "answers": answers}
 
