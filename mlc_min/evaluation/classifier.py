@@ -48,7 +48,10 @@ def classify(
     limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 514) - 2)
     texts = [re.sub(r"\{(prompt|reply)\}", lambda match, r=record: r[match[1]], text) for record in records]
     whole = [tokenizer.encode(one) for one in texts]
-    cut = [tokenizer.encode(one, truncation=True, max_length=limit) for one in texts]
+    cut = [
+        ids if len(ids) <= limit else tokenizer.encode(one, truncation=True, max_length=limit)
+        for one, ids in zip(texts, whole, strict=True)
+    ]
     verdicts: list[dict] = [{}] * len(records)
     order = sorted(range(len(records)), key=lambda i: -len(cut[i]))
     for indices in batches_of(order, batch_size):
