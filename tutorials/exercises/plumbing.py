@@ -61,3 +61,18 @@ def assert_conformance(case, loss, gradient):
     result = check_case(skipping(loss), case, numpy, skipping(gradient), float32=False)
     wrong = {name: result[name] for name in ("value_error", "gradient_error", "message") if result[name]}
     assert result["status"] == "pass", f"the case {case['name']!r} is there to find: {case['catches']}. Yours: {wrong}"
+
+
+def assert_computes_in_float32(function, x):
+    """Half precision, and autocast around the call, give what float32 gives of the same numbers."""
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = function(x)
+    for result in (function(x), inside):
+        torch.testing.assert_close(result, function(x.float()), rtol=0, atol=0)
+
+
+def assert_refuses_a_row(function, x, value, message):
+    """With this value in all of a prompt's row, there is a ValueError that says so."""
+    x[1, 2] = value
+    with pytest.raises(ValueError, match=message):
+        function(x)
