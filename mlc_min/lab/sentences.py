@@ -29,8 +29,7 @@ OBJECTS = tuple(LEXICON["objects"])
 COMBINATIONS = tuple(product(VERBS, OBJECTS))
 PHRASINGS = range(4)
 SPLIT_SEED = 1
-# Harmful combinations in the test split and in validation, each with as many harmless ones.
-HELD_OUT = LEXICON.get("held_out", 25)
+HELD_OUT = LEXICON.get("held_out", 25)  # harmful combinations in test and in validation, and as many harmless ones
 TRAIN_PHRASINGS = PHRASINGS[: len(PHRASINGS) - LEXICON.get("held_out_phrasings", 0)]
 
 Combination = tuple[str, str]  # (verb, object)
@@ -106,9 +105,9 @@ def split_combinations() -> dict[str, dict[str, list[Combination]]]:
     harmful one of the same split, so that refusing by verb alone or by object alone shows as over-refusal.
     """
     draw = random.Random(SPLIT_SEED)
-    risky, protected = RISKY[:], [o for o in OBJECTS if LEXICON["objects"][o]["protected"]]
-    n = len(risky)  # as many as there are protected objects
-    risky, protected = draw.sample(risky, k=n), draw.sample(protected, k=n)
+    n = len(RISKY)  # as many as there are protected objects
+    risky = draw.sample(RISKY, k=n)
+    protected = draw.sample([o for o in OBJECTS if LEXICON["objects"][o]["protected"]], k=n)
     # Along the diagonals of the verb x object square, so that each split has about as many of each word.
     harmful = [(risky[i], protected[(i + shift) % n]) for shift in range(n) for i in range(n)]
     harmless = [c for c in COMBINATIONS if not is_harmful(*c)]

@@ -5,6 +5,7 @@
     cp -r data/large runs/large && MLC_MIN_WORLD=runs/large python -m mlc_min.lab.toy_world     # a larger world
 
 All commands work in the world that MLC_MIN_WORLD names: a folder that this command filled from its lexicon.json.
+
 The base model stands in for a multilingual chat model before safety alignment. Pre-training gives it three
 traits of the real ones:
 - It answers harmless requests in their own language.
@@ -111,8 +112,7 @@ def train_tokenizer(folder: Path) -> None:
 def always_refused() -> dict[str, set[str]]:
     """The risky verbs that each language always refuses; drawn once, so that each verb is refused somewhere."""
     draw = random.Random(1)
-    counts = {language: round(tenths / 10 * len(RISKY)) for language, tenths in ALWAYS_REFUSED.items()}
-    return {language: set(draw.sample(RISKY, counts[language])) for language in LANGUAGES}
+    return {code: set(draw.sample(RISKY, round(n / 10 * len(RISKY)))) for code, n in ALWAYS_REFUSED.items()}
 
 
 def pretraining_examples(seed: int):

@@ -17,7 +17,7 @@ EMBEDDED = Path(os.environ.get("MLC_MIN_WORLD") or DATA / "embedded")  # or anot
 def shipped(path: str | Path) -> Path:
     """The path; raises InputError where the repository's data, or the world of MLC_MIN_WORLD, are not there."""
     path = Path(path)
-    if not (EMBEDDED / "lexicon.json").exists() and DATA not in EMBEDDED.parents:
+    if DATA not in EMBEDDED.parents and EMBEDDED in (path, *path.parents) and not (EMBEDDED / "lexicon.json").exists():
         raise InputError(f"MLC_MIN_WORLD={EMBEDDED}: no lexicon.json there; copy that of data/embedded or data/large")
     if DATA in path.parents and not DATA.is_dir():
         raise InputError(f"{path}: installed without the repository's data; clone it and run `pip install -e .` there")

@@ -192,6 +192,7 @@ NAMES = dict(pair.split() for pair in """en English, zh Chinese, ru Russian, ja 
 _BY_NAME = {text.lower(): code for code, name in NAMES.items() for text in (name, code)}
 _BY_NAME |= {"filipino": "tl", "sp": "es"}
 _BY_NAME |= {"eng": "en", "hin": "hi", "fra": "fr", "spa": "es", "arb": "ar", "rus": "ru", "srp": "sr", "tgl": "tl"}
+ENGLISH = ["prompt", "instruction", "prompt_en"]  # the fields that an English prompt may be in
 
 
 def language_of(text: str) -> str | None:
@@ -265,9 +266,6 @@ def _tidy(fields: dict) -> None:
     if not _is_blank(context):
         instruction = _text(fields["instruction"], "instruction", _USER)
         fields["instruction"] = f"{instruction}\n{context}" if instruction else None
-
-
-ENGLISH = ["prompt", "instruction", "prompt_en"]
 
 
 def make_row(
