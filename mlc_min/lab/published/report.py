@@ -28,7 +28,7 @@ QUESTIONS = (
     ("MLC", THRESHOLDS),
     (THRESHOLDS, PLAIN),
     (ANY_LANGUAGE, "MLC centred"),
-    ("DPO + MLC centred", "DPO goes on"),
+    ("DPO + MLC + separation", "DPO goes on"),
 )
 
 

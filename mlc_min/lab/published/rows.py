@@ -46,7 +46,7 @@ ROWS: dict[str, dict | None] = {
     THRESHOLDS: None,
     ANY_LANGUAGE: {"batch_size": 20, "accumulation": 2},  # as many prompts a step as with MLC
     "DPO goes on": {"method": "dpo"},
-    "DPO + MLC centred": CENTRED | {"method": "dpo"},
+    "DPO + MLC + separation": SEPARATE | {"method": "dpo"},
 }
 MAIN = (START, PLAIN, "MLC", "MLC, shuffled", "MLC centred", "MLC centred, shuffled", ANY_LANGUAGE)
 FURTHER = {"steps": 40, "batch_size": 4, "learning_rate": 2e-5, "mlc_parts": 4, "log_every": 20}
