@@ -113,8 +113,8 @@ def cosine_loss(representations: torch.Tensor) -> torch.Tensor:
 def separation_loss(representations: torch.Tensor, tau: float = 0.2) -> torch.Tensor:
     """Not in the paper: the second half of its ancestor PMRL (arXiv 2507.17343), which keeps prompts apart.
     Cross-entropy of "this prompt" among all prompts of the batch, by the cosines of their directions. (N, m, d) ->
-    scalar, 0 for N = 1. A direction is the normalised mean row where PMRL takes the first singular vector, whose sign
-    is arbitrary and whose gradient is infinite where two singular values are equal."""
+    scalar, 0 for N = 1. A direction is the normalised mean row and not PMRL's first singular vector, whose sign is
+    arbitrary and whose gradient is infinite where two singular values are equal."""
     with torch.autocast(representations.device.type, enabled=False):
         directions = unit_rows(unit_rows(representations).mean(1)[None])[0]  # (N, d)
         return -torch.log_softmax(directions @ directions.T / tau, dim=-1).diagonal().mean()

@@ -1,8 +1,7 @@
 """The training loop: L = L_align + λ · L_MLC, the loss of English responses plus that of translated prompts.
 
 `recipe` is any object with the settings that are read here; `machinery/settings.py` lists them with their reasons.
-Figures are tensors, since reading one waits for the GPU: the caller reads those that it logs.
-"""
+Figures are tensors, since reading one waits for the GPU: the caller reads those that it logs."""
 
 import itertools
 from collections.abc import Iterator
@@ -16,13 +15,13 @@ from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from mlc_min.consistency import BrokenDown, cosine_loss, make_extractor, mlc_loss, separation_loss
 from mlc_min.examples import Example, consistency_batch, preference_batch, response_batch
-from mlc_min.preference import dpo_loss, orpo_loss, sequence_logps, sft_loss, simpo_loss
+from mlc_min.preference import dpo_loss, orpo_loss, sequence_logps, sft_loss, simpo_loss, to_device
 from mlc_min.states import last_token_states_in_parts, position_ids, vocabulary_logits
 
 
 def response_logps(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """(sums (N,), lengths (N,)) of the responses of a batch of `response_batch`."""
-    input_ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
+    input_ids, mask = (to_device(batch[name], model.device) for name in ("input_ids", "attention_mask"))
     inputs = dict(input_ids=input_ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False)
     states = model.get_decoder()(**inputs).last_hidden_state
     return sequence_logps(states, input_ids, batch["response_mask"], partial(vocabulary_logits, model))
@@ -39,7 +38,7 @@ def alignment_loss(model: PreTrainedModel, examples: list[Example], recipe) -> t
     pair = chosen, rejected, chosen_lengths, rejected_lengths
     rewards = chosen / chosen_lengths, rejected / rejected_lengths  # log-probs per token, without a reference
     if recipe.method == "dpo":
-        reference = torch.tensor([e.reference for e in examples], device=logps.device)  # (N, 2)
+        reference = to_device(torch.tensor([e.reference for e in examples]), logps.device)  # (N, 2)
         loss = dpo_loss(chosen, rejected, reference[:, 0], reference[:, 1], recipe.beta).mean()
         rewards = recipe.beta * (chosen - reference[:, 0]), recipe.beta * (rejected - reference[:, 1])
     elif recipe.method == "simpo":
@@ -158,7 +157,7 @@ def train(run: Run, examples: list[Example], recipe) -> Iterator[dict]:
                 for name, value in (shown | {"loss": loss}).items():
                     figures[name] = figures.get(name, 0.0) + value.detach() / recipe.accumulation
             norm = nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm)
-            if not torch.isfinite(norm):  # the one time that a step waits for the GPU
+            if not torch.isfinite(norm):  # the one wait for a GPU beside the loss's, whose SVD needs one
                 raise BrokenDown(f"loss is {figures['loss'].item():.4g}, its gradient's norm {norm.item():.4g}")
         except BrokenDown as error:
             where = ", ".join(row.where for row in rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")

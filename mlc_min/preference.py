@@ -1,7 +1,7 @@
 """The alignment losses of the paper, written out: SFT, DPO, SimPO, ORPO.
 
-Pure functions of log-probabilities. `sequence_logps` makes those from a model's output; the losses take vectors (N,),
-one entry per prompt, and give vectors (N,), so that the caller decides how to average.
+`sequence_logps` makes log-probabilities from a model's output; the losses take vectors (N,) of them, one entry per
+prompt, and give vectors (N,), so that the caller decides how to average.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor.to(device)`, without waiting for what a GPU still does where that is safe: CUDA first copies what lies in
+    ordinary memory, Apple's GPU would read it later."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def sequence_logps(
@@ -30,20 +36,19 @@ def sequence_logps(
     if (lengths == 0).any():
         raise ValueError(f"row {(lengths == 0).argmax()} of the batch has an empty response")
     # The shift by one: the state at position t - 1 predicts token t.
-    rows, before = (torch.from_numpy(index).to(states.device) for index in mask[:, 1:].nonzero())
+    rows, before = (to_device(torch.from_numpy(index), states.device) for index in mask[:, 1:].nonzero())
     logits = states[rows, before]  # (tokens, V or d_h)
     if head is not None:
         logits = head(logits)
     # float32 before the softmax: over a long response bfloat16 is wrong by whole nats.
     logps = torch.log_softmax(logits.float(), -1).gather(-1, input_ids.to(states.device)[rows, before + 1][:, None])
     sums = logps.new_zeros(len(input_ids)).index_add(0, rows, logps[:, 0])
-    return sums, torch.from_numpy(lengths).to(states.device)
+    return sums, to_device(torch.from_numpy(lengths), states.device)
 
 
 def sft_loss(policy_chosen_logps: Tensor, chosen_lengths: Tensor) -> Tensor:
-    """Cross-entropy per token of the chosen response: (N,), (N,) -> (N,).
-
-    Each row weighs the same, whatever its length, so that the mean over rows does not depend on the batches."""
+    """Cross-entropy per token of the chosen response: (N,), (N,) -> (N,). Each row weighs the same, whatever its
+    length, so that the mean over rows does not depend on the batches."""
     return -policy_chosen_logps / chosen_lengths
 
 
@@ -52,7 +57,6 @@ def dpo_loss(
     reference_chosen_logps: Tensor, reference_rejected_logps: Tensor, beta: float = 0.1,
 ) -> Tensor:  # fmt: skip
     """DPO (Rafailov et al. 2023, eq. 7): -log sigmoid(β · margin). All (N,) summed log-probs -> (N,).
-
     margin = (policy - reference) of the chosen minus (policy - reference) of the rejected response.
     log 2 = 0.6931 where policy and reference agree."""
     chosen, rejected = policy_chosen_logps - reference_chosen_logps, policy_rejected_logps - reference_rejected_logps
@@ -73,7 +77,6 @@ def orpo_loss(
     beta: float = 0.1,
 ) -> Tensor:  # fmt: skip
     """ORPO (Hong et al. 2024, eq. 6-7): SFT loss minus β · log sigmoid(log odds ratio). All (N,) -> (N,).
-
     odds(p) = p / (1 - p) with p = exp(mean log-prob per token)."""
     chosen, rejected = policy_chosen_logps / chosen_lengths, policy_rejected_logps / rejected_lengths
     log_odds_ratio = (chosen - rejected) - (_log_one_minus_exp(chosen) - _log_one_minus_exp(rejected))

@@ -1,13 +1,15 @@
 """Hidden states of the last prompt token at one layer, the h of the method, and the way from states to logits.
 
 Layers are numbered as in transformers' `hidden_states`: entry 0 is the embedding, entry k the output of the k-th layer,
-and the last entry n the output of the last layer after the final norm; -1 means n. Masks may stay on the CPU: what is
-read from them is then known without waiting for a GPU.
+and the last entry n the output of the last layer after the final norm; -1 means n. Masks should stay on the CPU, where
+they can be read without waiting for a GPU.
 """
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
+
+from mlc_min.preference import to_device
 
 
 class _LayerReached(Exception):
@@ -28,10 +30,8 @@ def position_ids(attention_mask: torch.Tensor) -> torch.Tensor:
 
 
 def last_position(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Index of each row's last real token, for right and left padding alike. (N, T) -> (N,) int64, on the CPU.
-
-    From the mask and never from token values: many models pad with their end token. Raises ValueError for a row without
-    any token.
+    """Index of each row's last real token, for right and left padding alike. (N, T) -> (N,) int64, on the CPU. From the
+    mask and never from token values: many models pad with their end token. Raises ValueError for a row of zeros.
 
     >>> last_position(torch.tensor([[1, 1, 0], [0, 1, 1]])).tolist()
     [1, 2]
@@ -53,9 +53,8 @@ def last_token_states(
     the gradient. The dtype is the model's own (or autocast's).
     inputs_embeds: (N, T, d_h), the embeddings of the ids, if they have been looked up already."""
     layer, decoder = resolve_layer(model, layer), model.get_decoder()
-    last = last_position(attention_mask).to(model.device)
-    mask = attention_mask.to(model.device)
-    inputs = {"input_ids": input_ids.to(model.device)} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+    last, ids, mask = (to_device(x, model.device) for x in (last_position(attention_mask), input_ids, attention_mask))
+    inputs = {"input_ids": ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
     inputs |= dict(attention_mask=mask, position_ids=position_ids(mask), use_cache=False)
     if layer == len(decoder.layers):
         hidden_states = decoder(**inputs).last_hidden_state
@@ -83,19 +82,19 @@ def last_token_states_in_parts(
     if parts == 1:
         return last_token_states(model, input_ids, attention_mask, layer)
     # Looked up once: the gradient of the embeddings is as large as they are, and each lookup would make one.
-    embeds = model.get_input_embeddings()(input_ids.to(model.device))
-    order, states = np.argsort(attention_mask.cpu().numpy().sum(-1), kind="stable"), []
-    for rows in np.array_split(order, min(parts, len(order))):
+    embeds = model.get_input_embeddings()(to_device(input_ids, model.device))
+    order, states = attention_mask.cpu().sum(-1).argsort(stable=True), []
+    for rows in order.tensor_split(min(parts, len(order))):
         width = int(last_position(attention_mask[rows]).numpy().max()) + 1
-        states.append(last_token_states(model, input_ids, attention_mask[rows, :width], layer, embeds[rows, :width]))
-    return torch.cat(states)[np.argsort(order)]
+        own = embeds[to_device(rows, model.device), :width]
+        states.append(last_token_states(model, input_ids[rows, :width], attention_mask[rows, :width], layer, own))
+    return torch.cat(states)[to_device(order.argsort(), model.device)]
 
 
 def vocabulary_logits(model: PreTrainedModel, hidden_states: torch.Tensor) -> torch.Tensor:
-    """(…, d_h) last hidden states -> (…, V) logits, for use at the positions that need them only.
-
-    What a family does beside the matrix is written out here. `machinery/models.py` compares the result with the model's
-    own logits before a run, since a family that does more would be trained on wrong log-probs without a word."""
+    """(…, d_h) last hidden states -> (…, V) logits, for use at the positions that need them only. What a family does
+    beside the matrix is written out here; `machinery/models.py` compares the result with the model's own logits before
+    a run, since a family that does more would be trained on wrong log-probs without a word."""
     config = model.config.get_text_config()
     logits = model.get_output_embeddings()(hidden_states)
     if getattr(config, "logits_scaling", None):  # Granite

@@ -22,8 +22,10 @@ import warnings
 from collections import Counter
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
+from statistics import median
 from unittest.mock import patch
 
 import torch
@@ -33,6 +35,8 @@ from mlc_min import loop, train
 from mlc_min.examples import Example, encode_rows
 from mlc_min.lab.benchmark import parts
 from mlc_min.lab.benchmark.__main__ import run_parts
+from mlc_min.lab.benchmark.measure import alternate, fresh, utilisation
+from mlc_min.lab.benchmark.workloads import Workload, dpo_operations, mlc_operations
 from mlc_min.lab.experiment import MAIN, MLC, World, run
 from mlc_min.lab.sentences import ALIGNED, EMBEDDED
 from mlc_min.machinery.checkpoint import last_good
@@ -116,19 +120,19 @@ def resume(at) -> dict:
         flags = f"--steps {steps} --batch_size 4 --save_every 2 --mlc_weight 6 --mlc_layer 3 --device {at.device.type}"
         flags = f"{flags} --preset embedded --resume true --reference_cache {folder}/reference".split()
         checkpoint = Path(folder) / "killed/checkpoint.pt"
-        command = [sys.executable, "-m", "mlc_min.train", *flags, "--output", str(checkpoint.parent)]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "mlc_min.train", *flags, "--output"]
+        start = partial(subprocess.Popen, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = start([*command, str(checkpoint.parent)])
         try:
             while process.poll() is None and not checkpoint.exists():
                 time.sleep(0.01)
         finally:
             process.kill()
             process.wait()
-        place = last_good(checkpoint).split(";")[0]
-        for name in ("killed", "whole", "again"):
-            arguments = ["train", *flags, "--output", f"{folder}/{name}"]
-            with patch.object(sys, "argv", arguments), redirect_stdout(StringIO()):
-                train.main()
+        place = last_good(checkpoint).split(";")[0].removeprefix(f"the last good checkpoint is {checkpoint}, ")
+        runs = {name: start([*command, f"{folder}/{name}"]) for name in ("killed", "whole", "again")}
+        for name, run in runs.items():  # each a process of its own, as the killed one was
+            run.wait()
             weights[name] = load_file(f"{folder}/{name}/model/model.safetensors")
 
     def apart(name: str) -> float:
@@ -136,7 +140,7 @@ def resume(at) -> dict:
 
     killed, again = apart("killed"), apart("again")
     return {
-        "columns": ["", "largest difference of a weight"], "note": f"killed when {place} of {steps}",
+        "columns": ["", "largest difference of a weight"], "note": f"Killed after {place} of {steps}.",
         "rows": [["killed and resumed", f"{killed:.1e}"], ["the whole run again", f"{again:.1e}"]],
         "found": f"{killed:.0e} from the whole run; that again {again:.0e}",
         "goal": "no more than ten times that", "ok": killed <= 10 * again,
@@ -173,6 +177,32 @@ def waits(at) -> dict:
         "rows": [[*place, str(times)] for place, times in found.most_common()],
         "found": f"{ours} of ours, {sum(found.values()) - ours} of others",
         "goal": "at most one of ours", "ok": ours <= 1,
+    }  # fmt: skip
+
+
+def compiled(at) -> dict:
+    """Layers that torch.compile has made: a DPO+MLC step"""
+    shape, rows = ("tiny", 2) if at.small else ("qwen2.5-1.5b", 16)
+    times, seconds, table = {}, {}, []
+    for name in ("eager", "compiled"):
+        fresh(at.device)
+        work, start = Workload.make(shape, rows, at.device, parts=2), time.perf_counter()
+        if name == "compiled":
+            for layer in work.model.get_decoder().layers:  # not the whole, whose pass a hook between layers may end
+                layer.forward = torch.compile(layer.forward, dynamic=True)
+        jobs = {uses: partial(lambda own, uses: own.step(own.loss(uses)), work, uses) for uses in (False, True)}
+        jobs[True]()
+        seconds[name] = time.perf_counter() - start
+        times[name] = alternate(jobs, at.repeats, at.device)
+        config = work.model.config
+        needed = dpo_operations(config, work.examples) + mlc_operations(config, work.examples, config.num_hidden_layers)
+        speed, part = utilisation(needed, times[name][True], at.device)
+        table.append([name, *(f"{median(times[name][uses]):.3g}" for uses in jobs), speed, f"{seconds[name]:.0f}"])
+    faster = median(times["eager"][True]) / median(times["compiled"][True])
+    return {
+        "columns": ["layers", "DPO, s", "DPO+MLC, s", "Tflop/s (of the peak)", "first step, s"], "rows": table,
+        "found": f"{faster:.2f} times as fast, {100 * part:.0f} % of the peak", "goal": "40 % of the peak",
+        "ok": part >= 0.4, "note": f"{shape}, {rows} rows, mlc_parts 2; dynamic shapes.",
     }  # fmt: skip
 
 
@@ -243,7 +273,8 @@ def port(at) -> dict:
     }  # fmt: skip
 
 
-PARTS = (agreement, main_job, waits, parts.evaluation, parts.cost, parts.loss, resume, parts.official, parts.trl, port)
+PARTS = (waits, agreement, main_job, parts.cost, resume, parts.official, parts.trl, port, compiled, parts.evaluation,
+         parts.loss)  # fmt: skip
 
 
 def main() -> None:

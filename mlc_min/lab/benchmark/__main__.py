@@ -42,17 +42,21 @@ def run_parts(known: tuple[Callable, ...], program: str, description: str, needs
     add, named = parser.add_argument, {part.__name__: part for part in known}
     add("--parts", nargs="+", choices=named, default=list(named), help="what to run")
     add("--shape", choices=SHAPES, help="of the model where the part has none; without it small, on a GPU qwen2.5-0.5b")
-    add("--rows", type=int, default=4, help="rows of a batch, each in ten languages")
+    add("--rows", type=int, help="rows of a batch, each in ten languages; without it 4, on a GPU 8")
     add("--repeats", type=int, default=5, help="rounds after the warm-up")
     add("--minutes", type=float, help="what is not done by then is skipped; without it 9 on a GPU, else no end")
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--small", **SWITCH, default=False, help="a rehearsal of what a GPU runs, in tiny sizes, and no result")
     add("--output", type=Path, default=Path("runs/benchmark"), help="folder for the results")
     at = parser.parse_args()
-    if at.repeats < 1 or at.rows < 1:
-        raise InputError("--repeats and --rows must be at least 1")
     at.device = pick_device(at.device)
     at.for_gpu = at.small or at.device.type == "cuda"  # the sizes and the arithmetic
+    at.rows = (8 if at.device.type == "cuda" else 4) if at.rows is None else at.rows
+    at.mlc_parts = (
+        1 if at.for_gpu else 4
+    )  # of the MLC pass, where the part has none: on a GPU each pass has its own cost
+    if at.repeats < 1 or at.rows < 1:
+        raise InputError("--repeats and --rows must be at least 1")
     if needs_gpu and not at.for_gpu:
         raise InputError("--device: PyTorch finds no GPU with CUDA here; --small rehearses all parts on a CPU")
     usual = "tiny" if at.small else "qwen2.5-0.5b" if at.for_gpu else "small"
