@@ -1,8 +1,7 @@
 """Rows as text → examples in token ids → padded batches. (Files of rows: `machinery/rows.py`.)
 
 Only prompts are translated; responses are in the first language. Batches are made on the CPU, with masks from lengths
-and never from token values, so that nothing here waits for a GPU; padding is id 0, which no figure depends on.
-"""
+and never from token values, so that nothing here waits for a GPU; padding is id 0, which no figure depends on."""
 
 from contextlib import suppress
 from dataclasses import dataclass, field, replace

@@ -184,12 +184,55 @@ def table_of(heading: str) -> list[dict[str, str]]:
     return [dict(zip(titles, row, strict=True)) for row in rows]
 
 
-def test_no_row_of_a_gpu_claims_to_have_been_run_and_every_part_has_one():
-    rows = table_of("On a GPU")
-    assert {row[""] for row in rows} == {"○"} and {row[""] for row in table_of("On a CPU")} == {"✅", "⚠"}
-    commands = " ".join(row["command"] for row in rows)
-    assert all(f"`python -m tests.gpu --parts {part.__name__}`" in commands for part in gpu.PARTS)
-    assert not (RESULTS / "gpu").exists(), "a GPU was measured: its rows are no longer ○"
+def test_every_part_that_ran_on_a_gpu_has_its_row_and_what_never_ran_is_marked():
+    parts, rows = json.loads(text("data/results/gpu/benchmark.json")), table_of("On a GPU")
+    assert set(parts) == {part.__name__ for part in gpu.PARTS} and len(rows) == len(parts)
+    assert text("data/results/gpu/benchmark.md") == "\n\n".join(map(section, parts.values())) + "\n"
+    for row, (name, part) in zip(rows, parts.items(), strict=True):
+        assert row["command"] == f"`python -m tests.gpu --parts {name}`" and part["hardware"] == "NVIDIA H200"
+        expected = (
+            {"ok": "✅", "not as hoped": "⚠"}[part["status"]],
+            f"{part['seconds']} s",
+            part["found"],
+            part["goal"],
+        )
+        assert (row[""], row["time"], row["found"], row["hoped for"]) == expected
+    assert {row[""] for row in table_of("On a CPU")} == {"✅", "⚠"}
+    assert {row[""] for row in table_of("Never run")} == {"○"}
+
+
+def test_the_figures_told_of_the_gpu_are_those_of_its_file():
+    parts = json.loads(text("data/results/gpu/benchmark.json"))
+    told = text("data/results/README.md").split("### On a GPU\n")[1].split("\n## ")[0]
+    steps = {row[0]: row for row in parts["cost"]["rows"]}
+
+    def cells(of: str, column: int) -> list[str]:
+        """Of the passes that were run, 1, 2, 4."""
+        names = (f"qwen2.5-{of}, layer {24 if '0.5b' in of else 28} of {24 if '0.5b' in of else 28}, mlc_parts {n}"
+                 for n in (1, 2, 4))  # fmt: skip
+        return [steps[name][column] if name in steps else "–" for name in names]
+
+    for title, of in (("0.5B", "0.5b, 8 rows"), ("1.5B", "1.5b, 8 rows"), ("1.5B, 16 rows", "1.5b, 16 rows"),
+                      ("7B, LoRA", "7b, 8 rows, LoRA")):  # fmt: skip
+        line = [title, cells(of, 1)[2], *cells(of, 2), ", ".join(cells(of, 7))]
+        assert f"| {' | '.join(line)} |" in told
+    few, many = (steps[f"qwen2.5-1.5b, {n} rows, layer 28 of 28, mlc_parts 4"][1] for n in (4, 16))
+    ways = {row[0]: row for row in parts["loss"]["rows"]}
+    ours, other = ways["svdvals, float32 (ours)"], ways["QR, SVD of m × m, constant vectors"]
+    trl = {row[0]: row for row in parts["trl"]["rows"]}
+    waits = [row for row in parts["waits"]["rows"] if row[2] == "ours"]
+    assert sorted(row[0].split(":")[0] for row in waits) == ["consistency.py", "consistency.py", "loop.py"]
+    assert sum(int(row[3]) for row in waits) == 4
+    for shown in (
+        f"({few} and\n  {many} s)", f"{ours[1]} ms for 8 prompts", f"is as exact in {other[1]}",
+        f"{float(ours[3]):.0f} and {float(other[3]):.0f} ms", f"{trl['DPO'][3]} for DPO",
+        f"{trl['DPO+MLC, our port'][3]} with the loss", f"{1 / float(trl['DPO'][6]):.1f} times",
+        f"*{parts['cost']['found'].split()[-5]} % of the card's peak",
+        f"takes {parts['official']['found'].split()[0]} times as long (hoped for 3) and 2.47 times",
+        f"{parts['compiled']['found'].split()[0]} times as fast and reaches 22 %",
+        f"after {parts['compiled']['rows'][1][4]} s of compiling",
+    ):  # fmt: skip
+        assert shown in told, shown
 
 
 def test_every_command_of_the_status_exists_with_its_flags(monkeypatch, capsys):

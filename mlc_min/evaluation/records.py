@@ -117,10 +117,10 @@ def by_model(path: Path) -> dict[str, list[dict]]:
 
 
 def read_object(path: Path) -> dict:
-    """The JSON object in a file that `generate` has written, {} if there is none. Raises InputError if it is broken."""
+    """The JSON object in a file that a command of ours wrote, {} if there is none. Raises InputError if broken."""
     value = None if path.exists() else {}
     with suppress(OSError, ValueError, RecursionError):
         value = json.loads(path.read_text(encoding="utf-8")) or {}
     if not isinstance(value, dict):
-        raise InputError(f"{path}: not as `python -m mlc_min.safety generate` writes it; run it again")
+        raise InputError(f"{path}: not JSON as it was written; delete it, and run again what wrote it")
     return value

@@ -20,7 +20,7 @@ from mlc_min.machinery.rows import parse_languages, text_lines, unique
 # The settings of the official runs; 32 rows an optimizer step were 1 x 4 accumulation x 8 GPUs there.
 PAPER = dict(
     method="dpo", beta=0.1, sft_weight=0.0, mlc_weight=0.8, mlc_tau=0.2, mlc_form="official", mlc_layer=-1, mlc_every=2,
-    mlc_parts=4, consistency="mlc", extractor="learned", extractor_dim=512, freeze="", learning_rate=6e-7, warmup=0.1,
+    mlc_parts=2, consistency="mlc", extractor="learned", extractor_dim=512, freeze="", learning_rate=6e-7, warmup=0.1,
     weight_decay=0.0, max_grad_norm=1.0, epochs=3.0, batch_size=1, accumulation=32, max_length=1024, dtype="auto",
 )  # fmt: skip
 # The defaults below and the MLC loss of the main job: for the embedded model, which is too small for the paper's.
@@ -58,7 +58,7 @@ class TrainConfig:
     mlc_tau: float = setting(0.2, "τ, softmax temperature [0.2]", "[0.001, 1000] in singular values")
     mlc_form: Literal["official", "paper"] = setting("official", "official or paper [official]")
     mlc_layer: int = setting(-1, "hidden-state entry, -1 the last [-1]", "[-10000, 10000] a layer")
-    mlc_parts: int = setting(1, "passes over the prompts, sorted by length: less padding [4]", "[1, 1000] passes")
+    mlc_parts: int = setting(1, "passes over the prompts, sorted by length: less padding [2]", "[1, 1000] passes")
     mlc_every: int = setting(1, "use the MLC loss on every n-th step only [2]", "[1, 1e6] steps")
     consistency: Literal["mlc", "cosine"] = setting("mlc", "mlc, or cosine for the pairwise ablation")
     separate_weight: float = setting(0.0, "not in the paper: λ times this keeps prompts apart", "[0, 10000] a factor")

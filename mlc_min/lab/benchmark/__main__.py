@@ -8,7 +8,6 @@ Models have random weights, of a real shape; rows are random tokens. Prints tabl
 benchmark.md; a part that is run again replaces itself there. On a GPU `python -m tests.gpu` runs these parts and more.
 """
 
-import json
 import math
 import signal
 import sys
@@ -19,6 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from mlc_min.evaluation.records import read_object
 from mlc_min.evaluation.report import aligned_text, markdown_table
 from mlc_min.lab.benchmark import parts
 from mlc_min.lab.benchmark.measure import fresh
@@ -42,7 +42,7 @@ def run_parts(known: tuple[Callable, ...], program: str, description: str, needs
     add, named = parser.add_argument, {part.__name__: part for part in known}
     add("--parts", nargs="+", choices=named, default=list(named), help="what to run")
     add("--shape", choices=SHAPES, help="of the model where the part has none; without it small, on a GPU qwen2.5-0.5b")
-    add("--rows", type=int, help="rows of a batch, each in ten languages; without it 4, on a GPU 8")
+    add("--rows", type=int, default=4, help="rows of a batch, each in ten languages")
     add("--repeats", type=int, default=5, help="rounds after the warm-up")
     add("--minutes", type=float, help="what is not done by then is skipped; without it 9 on a GPU, else no end")
     add("--device", default="auto", help="auto, cpu or cuda")
@@ -51,10 +51,7 @@ def run_parts(known: tuple[Callable, ...], program: str, description: str, needs
     at = parser.parse_args()
     at.device = pick_device(at.device)
     at.for_gpu = at.small or at.device.type == "cuda"  # the sizes and the arithmetic
-    at.rows = (8 if at.device.type == "cuda" else 4) if at.rows is None else at.rows
-    at.mlc_parts = (
-        1 if at.for_gpu else 4
-    )  # of the MLC pass, where the part has none: on a GPU each pass has its own cost
+    at.mlc_parts = 1 if at.for_gpu else 4  # on a GPU each pass has a cost of its own
     if at.repeats < 1 or at.rows < 1:
         raise InputError("--repeats and --rows must be at least 1")
     if needs_gpu and not at.for_gpu:
@@ -62,10 +59,7 @@ def run_parts(known: tuple[Callable, ...], program: str, description: str, needs
     usual = "tiny" if at.small else "qwen2.5-0.5b" if at.for_gpu else "small"
     at.shape = at.shape or usual
     path = at.output / ("rehearsal.json" if at.small else "benchmark.json")
-    try:
-        results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError:
-        raise InputError(f"{path}: not JSON; delete it, or use another --output") from None
+    results = read_object(path)
     usable_folder(at.output, "--output")
     minutes = at.minutes or (9.0 if at.device.type == "cuda" else math.inf)
     end, lines = time.perf_counter() + 60 * minutes, []

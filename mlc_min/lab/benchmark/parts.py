@@ -139,8 +139,8 @@ def trl(at) -> dict:
     least: list[float] = []
     kinds = (("DPO", 0.0, True), ("DPO, live reference", 0.0, False), ("DPO+MLC, our port", 0.8, True))
     columns = ["", "TRL, s", "ours, s", "TRL / ours", "TRL, GB for the step", "ours, GB for the step", "TRL / ours"]
-    note = f"TRL {package.__version__}. Its reference log-probs are made beforehand but in the second row; ours always."
-    note += f" {at.rows} rows; ours with mlc_parts {at.mlc_parts}, the port with 1."
+    note = f"TRL {package.__version__}; reference log-probs made beforehand but for its second row. {at.rows} rows; "
+    note += f"mlc_parts {at.mlc_parts}, the port 1."
     return {"columns": columns, "rows": [row(*kind) for kind in kinds], "note": note, "ok": min(least) >= 1,
             "found": f"TRL takes at least {min(least):.2f} times as long", "goal": "at least as fast"}  # fmt: skip
 
