@@ -25,19 +25,17 @@ from mlc_min.train import TrainConfig
 # (row, other row, figure of `metrics.summarize`): is it higher in the first?
 QUESTIONS = (
     ("DPO+MLC", "DPO", "avg"),
-    ("DPO+MLC", "control: shuffled", "avg"),
-    ("DPO+MLC", "control: shuffled", "helpful_own"),
-    ("MLC λ 12", "cosine λ 24", "avg"),
-    ("cosine λ 24", "cosine λ 24, shuffled", "avg"),
-    ("DPO+MLC", "frozen extractor", "avg"),
-    ("DPO+MLC", "no extractor", "avg"),
-    ("layer 2 of 4", "last layer", "in_language"),
-    ("layer 2 of 4", "last layer", "avg"),
-    ("DPO+MLC", "last layer", "in_language"),
-    ("DPO+MLC", "last layer", "avg"),
-    ("harmful-only DPO", "DPO", "over_refusal"),
-    ("harmful-only DPO+MLC", "DPO+MLC", "over_refusal"),
-)
+    ("DPO+MLC", "control: shuffled", "avg"), ("DPO+MLC", "control: shuffled", "helpful_own"),
+    ("MLC λ 12", "cosine λ 24", "avg"), ("cosine λ 24", "cosine λ 24, shuffled", "avg"),
+    ("DPO+MLC", "frozen extractor", "avg"), ("DPO+MLC", "no extractor", "avg"),
+    *((row, "last layer", figure) for row in ("layer 2 of 4", "DPO+MLC") for figure in ("in_language", "avg")),
+    ("harmful-only DPO", "DPO", "over_refusal"), ("harmful-only DPO+MLC", "DPO+MLC", "over_refusal"),
+    ("DPO in every language", "DPO+MLC", "avg"), ("DPO, 360 steps", "DPO", "avg"), ("DPO+MLC", "DPO, 360 steps", "avg"),
+    *(("DPO+MLC", f"{share} % wrong", figure) for share in (10, 30, 50) for figure in ("avg", "helpful_own")),
+    *(("DPO+MLC", f"{n} other languages", "avg") for n in (7, 4, 2)),
+    *((row, f"{row}, shuffled", figure) for row in ("separation", "centred") for figure in ("avg", "helpful_own")),
+    ("separation", "DPO+MLC", "avg"), ("centred", "DPO+MLC", "avg"),
+)  # fmt: skip
 
 
 def by_request(records: list[dict], figure: str) -> dict[str, list[float]]:

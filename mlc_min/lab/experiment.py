@@ -6,9 +6,11 @@ several seeds.
 
 import copy
 import json
+import random
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from mlc_min.evaluation.diagnose import diagnose
@@ -16,8 +18,8 @@ from mlc_min.evaluation.generate import CONTROLS, control_reply, generate
 from mlc_min.evaluation.judges import judge
 from mlc_min.evaluation.metrics import summarize
 from mlc_min.evaluation.records import cells, encode, write_records
-from mlc_min.examples import encode_rows
-from mlc_min.lab.sentences import ALIGNED, EMBEDDED, LANGUAGES
+from mlc_min.examples import Example, encode_rows, shuffle_translations
+from mlc_min.lab.sentences import ALIGNED, EMBEDDED, LANGUAGES, all_replies, answer_text, refusal_text
 from mlc_min.machinery.errors import InputError
 from mlc_min.machinery.files import write_atomically, write_json
 from mlc_min.machinery.log import hardware, versions
@@ -30,6 +32,9 @@ MLC = {"mlc_weight": 6.0, "mlc_tau": 0.5, "mlc_layer": 3}
 # The best of λ = 3, 6, 12, 24 on the validation split, for each of the two losses (data/results/README.md).
 BEST_MLC = MLC | {"mlc_weight": 12.0}
 BEST_COSINE = MLC | {"mlc_weight": 24.0, "consistency": "cosine"}
+# Two deviations from the paper that keep prompts apart, with the λ and τ of MLC.
+SEPARATION = MLC | {"separate_weight": 1.0}
+CENTRED = MLC | {"center_languages": "running", "extractor": "identity"}
 ROWS: dict[str, dict | None] = {
     "base": None,
     "DPO": {},
@@ -45,6 +50,17 @@ ROWS: dict[str, dict | None] = {
     "paper's settings": {"mlc_weight": 0.8, "mlc_tau": 0.2, "mlc_layer": -1, "mlc_every": 2},
     "harmful-only DPO": {"harmful_only": True},
     "harmful-only DPO+MLC": MLC | {"harmful_only": True},
+    # What reviewers of the paper asked for.
+    "DPO in every language": {"batch_size": 32},  # the upper bound: replies are translated too
+    "DPO, 360 steps": {"steps": 360},  # as many more as DPO+MLC takes more time
+    **{f"{share} % wrong": MLC for share in (10, 30, 50)},  # of the prompts have another prompt's translations
+    "2 other languages": MLC | {"languages": "en,zh,bn"},
+    "4 other languages": MLC | {"languages": "en,zh,bn,ru,sw"},
+    "7 other languages": MLC | {"languages": "en,zh,bn,ru,sw,ja,ur,ps"},
+    "separation": SEPARATION,
+    "separation, shuffled": SEPARATION | {"shuffle_translations": True},
+    "centred": CENTRED,
+    "centred, shuffled": CENTRED | {"shuffle_translations": True},
     "always-refuse": None,
     "gibberish": None,
 }
@@ -92,8 +108,36 @@ def settings_of(name: str, seed: int, **settings) -> dict | None:
     """All settings of a row's training but paths and device; None if it has no training."""
     if ROWS[name] is None:
         return None
-    config = TrainConfig(seed=seed, **(ROWS[name] | settings))
+    config = TrainConfig(seed=seed, **(settings | ROWS[name]))
     return {key: value for key, value in vars(config).items() if key not in PATHS}
+
+
+def in_language(row: Row, code: str) -> Row:
+    """A training row in one language alone, its replies too."""
+
+    def reply(text: str) -> str:
+        meaning = all_replies()[text]
+        if meaning.verdict == "refusal":
+            return refusal_text(code)
+        return answer_text(code, *meaning.combination, text == answer_text("en", *meaning.combination, True))
+
+    return replace(row, prompts={code: row.prompts[code]}, chosen=reply(row.chosen), rejected=reply(row.rejected))
+
+
+def examples_of(world: World, name: str, config: TrainConfig) -> list[Example]:
+    """The training examples of a row."""
+    rows = only_harmful(world.train_rows, config.train) if config.harmful_only else world.train_rows
+    encoded = partial(encode_rows, tokenizer=world.tokenizer, max_length=config.max_length)
+    if name == "DPO in every language":
+        return [e for c in ALIGNED for e in encoded([in_language(row, c) for row in rows], languages=(c,))[0]]
+    examples = encoded(rows, languages=config.language_list)[0]
+    if name.endswith("% wrong"):
+        share = int(name.split()[0]) / 100
+        chosen = random.Random(config.seed).sample(range(len(examples)), round(share * len(examples)))
+        wrong = shuffle_translations([examples[i] for i in chosen], config.seed)
+        for i, example in zip(chosen, wrong, strict=True):
+            examples[i] = example
+    return examples
 
 
 def evaluate(
@@ -123,8 +167,7 @@ def run(world: World, name: str, seed: int, folder: Path, **settings) -> dict:
         if ROWS[name] is not None:
             config = TrainConfig(**settings_of(name, seed, **settings))
             config.check()
-            rows = only_harmful(world.train_rows, config.train) if config.harmful_only else world.train_rows
-            examples, _ = encode_rows(rows, world.tokenizer, ALIGNED, config.max_length)
+            examples = examples_of(world, name, config)
             print(f"\n{name}, seed {seed}: {config.steps} steps on {len(examples)} rows", flush=True)
             _, history = fit(config, model, examples)
             write_atomically(folder / "train_log.jsonl", "".join(json.dumps(metrics) + "\n" for metrics in history))

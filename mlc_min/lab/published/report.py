@@ -15,21 +15,14 @@ DRAWS = 4000
 KINDS = ("harmful", "harmless")
 # (row, other row): is it better in the first? Of selectivity and of AUC, in each group of languages.
 QUESTIONS = (
-    ("MLC", PLAIN),
-    ("MLC, shuffled", PLAIN),
-    ("MLC", "MLC, shuffled"),
-    ("MLC centred", PLAIN),
-    ("MLC centred", "MLC centred, shuffled"),
-    ("MLC centred", "MLC"),
+    ("MLC", PLAIN), ("MLC, shuffled", PLAIN), ("MLC", "MLC, shuffled"), ("MLC centred", PLAIN),
+    ("MLC centred", "MLC centred, shuffled"), ("MLC centred", "MLC"),
     ("MLC + separation", "MLC + separation, shuffled"),
-    ("MLC + separation", PLAIN),
-    ("MLC centred", "cosine centred"),
-    ("MLC, middle layer", "MLC"),
-    ("MLC", THRESHOLDS),
-    (THRESHOLDS, PLAIN),
-    (ANY_LANGUAGE, "MLC centred"),
+    ("MLC + separation", PLAIN), ("MLC + separation", "MLC"), ("MLC centred", "cosine centred"),
+    ("MLC, middle layer", "MLC"), ("MLC, middle layer", PLAIN), ("MLC", THRESHOLDS), (THRESHOLDS, PLAIN),
+    ("MLC + separation", THRESHOLDS), (ANY_LANGUAGE, "MLC + separation"), ("DPO goes on", PLAIN),
     ("DPO + MLC + separation", "DPO goes on"),
-)
+)  # fmt: skip
 
 
 def packed(records: list[dict]) -> dict:
