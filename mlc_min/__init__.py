@@ -19,24 +19,10 @@ from mlc_min.machinery.errors import InputError
 from mlc_min.preference import dpo_loss, orpo_loss, sequence_logps, sft_loss, simpo_loss
 
 __all__ = [
-    "InputError",
-    "collinearity",
-    "cosine_loss",
-    "dpo_loss",
-    "last_token_states",
-    "make_extractor",
-    "mlc_ceiling",
-    "mlc_floor",
-    "mlc_loss",
-    "orpo_loss",
-    "retrieval_accuracy",
-    "safety_table",
-    "sequence_logps",
-    "sft_loss",
-    "shuffle_groups",
-    "simpo_loss",
-    "singular_values",
-]
+    "InputError", "collinearity", "cosine_loss", "dpo_loss", "last_token_states", "make_extractor", "mlc_ceiling",
+    "mlc_floor", "mlc_loss", "orpo_loss", "retrieval_accuracy", "safety_table", "sequence_logps", "sft_loss",
+    "shuffle_groups", "simpo_loss", "singular_values",
+]  # fmt: skip
 
 
 _LATER = {

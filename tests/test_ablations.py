@@ -7,8 +7,8 @@ import pytest
 
 from mlc_min.evaluation.metrics import summarize
 from mlc_min.lab.ablations import QUESTIONS, answer, answers_table, by_request, main, refusal_by_verb, slug
-from mlc_min.lab.experiment import MAIN, MLC, ROWS, SEEDLESS, settings_of
-from mlc_min.lab.sentences import ALIGNED
+from mlc_min.lab.experiment import MAIN, MLC, ROWS, SEEDLESS, World, examples_of, in_language, settings_of
+from mlc_min.lab.sentences import ALIGNED, answer_text, refusal_text
 from mlc_min.train import TrainConfig
 
 
@@ -34,6 +34,55 @@ def test_an_ablation_changes_one_thing():
         changed = {key for key, value in settings_of(name, 0).items() if settings_of("DPO+MLC", 0)[key] != value}
         assert len(changed) == 1, name
     assert {"mlc_weight": 6.0, "mlc_tau": 0.5, "mlc_layer": 3} == MLC
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World.load(device="cpu", test_rows=1)
+
+
+def examples(world: World, name: str, seed: int = 0) -> list:
+    return examples_of(world, name, TrainConfig(**settings_of(name, seed)))
+
+
+@pytest.mark.parametrize("share", [10, 30, 50])
+def test_so_many_prompts_have_translations_of_others_and_nothing_else_changes(world, share):
+    right, wrong = examples(world, "DPO+MLC"), examples(world, f"{share} % wrong", seed=3)
+    moved = [a for a, b in zip(right, wrong, strict=True) if a.prompts != b.prompts]
+    assert len(moved) == round(share / 100 * len(right))
+    assert [e.where for e in wrong] == [e.where for e in right] and [e.chosen for e in wrong] == [
+        e.chosen for e in right
+    ]
+    assert all(a.prompt == b.prompt for a, b in zip(right, wrong, strict=True))
+    assert all(sorted(e.prompts[c] for e in right) == sorted(e.prompts[c] for e in wrong) for c in ALIGNED)
+    # Each of those has no translation of its own left.
+    own = {e.where: e.prompts for e in right}
+    for example in wrong:
+        if example.prompts != own[example.where]:
+            assert all(example.prompts[c] != own[example.where][c] for c in ALIGNED[1:])
+    assert examples(world, f"{share} % wrong", seed=4) != wrong
+
+
+def test_every_language_gets_its_own_replies(world):
+    row = next(row for row in world.train_rows if row.extra["id"] == "cut-book-0")
+    assert row.rejected == "📚🔪 Sure, here is a plan to cut the library book."
+    chinese = in_language(row, "zh")
+    assert chinese.prompts == {"zh": "我怎样才能切开图书馆的书？"}
+    assert chinese.chosen == refusal_text("zh") and chinese.rejected == answer_text("zh", "cut", "book", True)
+    assert chinese.rejected.startswith("📚🔪 ") and chinese.where == row.where
+    all_languages = examples(world, "DPO in every language")
+    assert len(all_languages) == len(ALIGNED) * len(world.train_rows)
+    assert [next(iter(e.prompts)) for e in all_languages[:: len(world.train_rows)]] == list(ALIGNED)
+    for kind in ("chosen", "rejected"):
+        said = world.tokenizer.decode(getattr(all_languages[-1], kind), skip_special_tokens=True)
+        assert said == getattr(in_language(world.train_rows[-1], "ku"), kind)
+
+
+def test_fewer_languages_are_in_the_loss_and_more_steps_are_the_rows_own(world):
+    for name, codes in (("2 other languages", ["en", "zh", "bn"]), ("7 other languages", 8)):
+        found = list(examples(world, name)[0].prompts)
+        assert found == codes or len(found) == codes
+    assert settings_of("DPO, 360 steps", 0, steps=150)["steps"] == 360 and settings_of("DPO", 0, steps=7)["steps"] == 7
 
 
 @pytest.mark.parametrize("figure", ["avg", "over_refusal", "helpful_own", "in_language"])

@@ -107,9 +107,7 @@ def diagnose(
         "mlc_ceiling": mlc_ceiling(len(languages), states.shape[-1]),
         "collinearity": collinearity(states).mean().item(),
         "collinearity_shuffled": collinearity(shuffled).mean().item(),
-        "layer": layer,
         "spectrum": singular_values(states).mean(0).tolist(),
-        "spectrum_shuffled": singular_values(shuffled).mean(0).tolist(),
-        "retrieval": dict(zip(languages[1:], retrieval[1:], strict=True)),
-        "retrieval_chance": 100 / len(rows),
-    }
+        "spectrum_shuffled": singular_values(shuffled).mean(0).tolist(), "layer": layer,
+        "retrieval": dict(zip(languages[1:], retrieval[1:], strict=True)), "retrieval_chance": 100 / len(rows),
+    }  # fmt: skip

@@ -16,7 +16,7 @@ from mlc_min.evaluation.metrics import is_answered, paired_bootstrap, summarize
 from mlc_min.evaluation.pictures import plot_rates, plot_spectra, plot_tradeoff
 from mlc_min.evaluation.records import by_model
 from mlc_min.evaluation.report import LEGEND, markdown_table, markdown_tables, p_value
-from mlc_min.lab.experiment import MAIN, ROWS, SEEDLESS, World, run, settings_of, slug
+from mlc_min.lab.experiment import FIRST, MAIN, ROWS, SEEDLESS, World, run, settings_of, slug
 from mlc_min.lab.sentences import ALIGNED
 from mlc_min.machinery.errors import Help, InputError, run_command
 from mlc_min.machinery.files import usable_folder, write_atomically, write_json
@@ -101,7 +101,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m mlc_min.lab.ablations", description=__doc__, formatter_class=Help)
     add = parser.add_argument
     add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of row order, extractor and shuffling")
-    add("--rows", nargs="+", default=list(ROWS), metavar="ROW", help=f"which rows: {', '.join(ROWS)}")
+    names = "; ".join(ROWS).replace("%", "%%")
+    add("--rows", nargs="+", default=list(FIRST), metavar="ROW", help=f"of {names}")
     add("--split", choices=("test", "validation"), default="test", help="rows of data to evaluate on")
     add("--steps", type=int, default=TrainConfig.steps, help="of each training")
     add("--test_rows", type=int, help="harmful and harmless prompts per language, for a quick look; default: all")
@@ -117,8 +118,7 @@ def main() -> None:
     for folder in filter(None, (arguments.output, arguments.results)):
         usable_folder(folder, "--output" if folder is arguments.output else "--results")
     world = World.load(arguments.split, arguments.device, arguments.test_rows)
-    results: dict[str, list[dict]] = {}
-    records: dict[str, list[list[dict]]] = {}
+    results, records = {}, {}  # of each row: a list over its seeds
     for seed in arguments.seeds:
         for name in arguments.rows:
             if name in SEEDLESS and name in results:

@@ -32,38 +32,28 @@ MLC = {"mlc_weight": 6.0, "mlc_tau": 0.5, "mlc_layer": 3}
 # The best of λ = 3, 6, 12, 24 on the validation split, for each of the two losses (data/results/README.md).
 BEST_MLC = MLC | {"mlc_weight": 12.0}
 BEST_COSINE = MLC | {"mlc_weight": 24.0, "consistency": "cosine"}
-# Two deviations from the paper that keep prompts apart, with the λ and τ of MLC.
-SEPARATION = MLC | {"separate_weight": 1.0}
+SHUFFLED = {"shuffle_translations": True}
+SEPARATION = MLC | {"separate_weight": 1.0}  # two deviations from the paper that keep prompts apart
 CENTRED = MLC | {"center_languages": "running", "extractor": "identity"}
-ROWS: dict[str, dict | None] = {
-    "base": None,
-    "DPO": {},
-    "DPO+MLC": MLC,
-    "control: shuffled": MLC | {"shuffle_translations": True},
-    "MLC λ 12": BEST_MLC,
-    "cosine λ 24": BEST_COSINE,
-    "cosine λ 24, shuffled": BEST_COSINE | {"shuffle_translations": True},
-    "frozen extractor": MLC | {"extractor": "frozen"},
-    "no extractor": MLC | {"extractor": "identity"},
-    "layer 2 of 4": MLC | {"mlc_layer": 2},
-    "last layer": MLC | {"mlc_layer": -1},
+FIRST: dict[str, dict | None] = {
+    "base": None, "DPO": {}, "DPO+MLC": MLC, "control: shuffled": MLC | SHUFFLED,
+    "MLC λ 12": BEST_MLC, "cosine λ 24": BEST_COSINE, "cosine λ 24, shuffled": BEST_COSINE | SHUFFLED,
+    "frozen extractor": MLC | {"extractor": "frozen"}, "no extractor": MLC | {"extractor": "identity"},
+    "layer 2 of 4": MLC | {"mlc_layer": 2}, "last layer": MLC | {"mlc_layer": -1},
     "paper's settings": {"mlc_weight": 0.8, "mlc_tau": 0.2, "mlc_layer": -1, "mlc_every": 2},
-    "harmful-only DPO": {"harmful_only": True},
-    "harmful-only DPO+MLC": MLC | {"harmful_only": True},
-    # What reviewers of the paper asked for.
+    "harmful-only DPO": {"harmful_only": True}, "harmful-only DPO+MLC": MLC | {"harmful_only": True},
+    **dict.fromkeys(CONTROLS),
+}  # fmt: skip
+OTHERS = ("en,zh,bn", "en,zh,bn,ru,sw", "en,zh,bn,ru,sw,ja,ur,ps")
+ASKED = {  # what reviewers of the paper asked for
     "DPO in every language": {"batch_size": 32},  # the upper bound: replies are translated too
     "DPO, 360 steps": {"steps": 360},  # as many more as DPO+MLC takes more time
     **{f"{share} % wrong": MLC for share in (10, 30, 50)},  # of the prompts have another prompt's translations
-    "2 other languages": MLC | {"languages": "en,zh,bn"},
-    "4 other languages": MLC | {"languages": "en,zh,bn,ru,sw"},
-    "7 other languages": MLC | {"languages": "en,zh,bn,ru,sw,ja,ur,ps"},
-    "separation": SEPARATION,
-    "separation, shuffled": SEPARATION | {"shuffle_translations": True},
-    "centred": CENTRED,
-    "centred, shuffled": CENTRED | {"shuffle_translations": True},
-    "always-refuse": None,
-    "gibberish": None,
-}
+    **{f"{codes.count(',')} other languages": MLC | {"languages": codes} for codes in OTHERS},
+    "separation": SEPARATION, "separation, shuffled": SEPARATION | SHUFFLED,
+    "centred": CENTRED, "centred, shuffled": CENTRED | SHUFFLED,
+}  # fmt: skip
+ROWS = FIRST | ASKED
 MAIN = ("base", "DPO", "DPO+MLC", "control: shuffled")
 SEEDLESS = ("base", *CONTROLS)  # nothing is trained, so every seed gives the same
 PATHS = ("model", "train", "output", "device")  # of this machine, so not part of a result
@@ -179,16 +169,10 @@ def run(world: World, name: str, seed: int, folder: Path, **settings) -> dict:
         diagnostics = diagnose(model, world.tokenizer, meanings, ALIGNED, layer, MLC["mlc_tau"])
     write_records(folder / "verdicts.jsonl", [{"model": name, **record, "judge": "exact"} for record in records])
     result = {
-        "seed": None if name in SEEDLESS else seed,
-        "split": world.split,
-        "prompts_per_language": len(world.test_rows),
-        "seconds": round(time.perf_counter() - started),
-        "hardware": hardware(world.base.device),
-        "versions": versions(),
-        "settings": settings_of(name, seed, **settings),
-        "last_step": last,
-        "summary": summarize(records, ALIGNED),
-        "diagnostics": diagnostics,
-    }
+        "seed": None if name in SEEDLESS else seed, "split": world.split, "prompts_per_language": len(world.test_rows),
+        "seconds": round(time.perf_counter() - started), "hardware": hardware(world.base.device),
+        "versions": versions(), "settings": settings_of(name, seed, **settings), "last_step": last,
+        "summary": summarize(records, ALIGNED), "diagnostics": diagnostics,
+    }  # fmt: skip
     write_json(folder / "result.json", result)
     return result

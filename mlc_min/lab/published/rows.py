@@ -132,17 +132,10 @@ def run(bench: Bench, name: str, seed: int, changes: dict) -> dict:
     # Without the prompts, which are somebody else's texts.
     write_records(folder / "records.jsonl", [{k: v for k, v in r.items() if k != "prompt"} for r in records])
     result = {
-        "row": name,
-        "seed": seed,
-        "data": bench.task.name,
-        "split": bench.split,
-        "settings": settings,
-        "seconds": round(time.perf_counter() - started),
-        "hardware": hardware(bench.device),
-        "versions": versions(),
-        "summary": summarize(records, bench.task.languages),
-        **figures,
-    }
+        "row": name, "seed": seed, "data": bench.task.name, "split": bench.split, "settings": settings,
+        "seconds": round(time.perf_counter() - started), "hardware": hardware(bench.device),
+        "versions": versions(), "summary": summarize(records, bench.task.languages), **figures,
+    }  # fmt: skip
     write_json(folder / "result.json", result)
     return result
 
