@@ -123,8 +123,10 @@ def test_the_page_on_a_published_model_shows_the_committed_figures():
         for group in ("trained", "low-resource", "unseen"):
             own = answer[group]["selectivity"]
             assert np.mean(own["by_seed"]) == pytest.approx(own["value"])
-    flat = " ".join(page.split())
-    for answer in published["answers"]:
+    flat, fourth = " ".join(page.split()), json.loads(text("data/results/published/seed-3.json"))
+    assert list(fourth["rows"]) == ["English SFT", "SFT goes on", "MLC + separation", "MLC + separation, shuffled"]
+    assert all([run["seed"] for run in row["runs"]] == [3] for row in fourth["rows"].values())
+    for answer in published["answers"] + fourth["answers"]:
         for group in ("trained", "low-resource", "unseen"):
             for name, digits in (("selectivity", 1), ("auc", 3)):
                 value, low, high = (f"{answer[group][name][key]:+.{digits}f}" for key in ("value", "low", "high"))
