@@ -683,7 +683,9 @@ def test_a_broken_file_of_the_first_step_is_named(csv, tmp_path, monkeypatch, ca
     safety(monkeypatch, "--control", "gibberish", "--test", csv, "--output", tmp_path)
     for content in ("oops", "[1]", "[" * 100_000):
         (tmp_path / name).write_text(content)
-        assert f"{tmp_path / name}: not as" in refused(monkeypatch, capsys, "report", "--output", tmp_path)
+        assert f"{tmp_path / name}: not JSON as it was written" in refused(
+            monkeypatch, capsys, "report", "--output", tmp_path
+        )
 
 
 GOOD = {"model": "a", "id": "1", "language": "en", "harmful": True, "prompt": "p", "reply": "r", "ended": True,
