@@ -117,6 +117,7 @@ def test_replies_in_bfloat16_hardly_depend_on_their_batch(at):
 
 
 @pytest.mark.slow  # a minute, in which a compiler for C++ is called
+@pytest.mark.filterwarnings("ignore")  # torch warns of itself there
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
 def test_compiled_layers_are_trained_as_well(at):
     result = rehearsed(gpu.compiled, at)
