@@ -17,7 +17,7 @@ from mlc_min.evaluation.metrics import wilson
 from mlc_min.evaluation.report import figure, markdown_tables
 from mlc_min.lab.ablations import QUESTIONS, answers_table
 from mlc_min.lab.benchmark.__main__ import section
-from mlc_min.lab.experiment import FIRST, MAIN, SEEDLESS, settings_of
+from mlc_min.lab.experiment import ASKED, FIRST, MAIN, SEEDLESS, settings_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "data/results"
@@ -104,6 +104,32 @@ def test_the_answers_of_the_page_are_the_committed_ones():
         assert figure(mean(summary[key] for summary in RUNS[name]), key) == shown and shown in page
 
 
+def test_the_page_of_what_reviewers_asked_for_shows_the_committed_figures():
+    found = json.loads(text("data/results/asked/ablations.json"))
+    page, runs = text("data/results/asked/README.md"), {}
+    assert list(found["rows"]) == ["DPO", "DPO+MLC", *ASKED]
+    for name, own in found["rows"].items():
+        runs[name] = [run["summary"] for run in own]
+        assert [run["seed"] for run in own] == list(range(len(found["rows"]["DPO"])))
+        for run in own:
+            assert run["settings"] == settings_of(name, run["seed"]) and run["split"] == "test"
+            for counts in run["summary"]["counts"].values():
+                assert counts["harmful"]["prompts"] == counts["harmless"]["prompts"] == 100
+    assert markdown_tables(runs).split("\n\n")[1] in page
+    tables = text("data/results/asked/ablations.md")
+    assert markdown_tables(runs) in tables and answers_table(found["answers"]) in tables
+    assert [(a["first"], a["second"], a["figure"]) for a in found["answers"]] == answered(found["rows"])
+    average = {name: mean(summary["avg"] for summary in own) for name, own in runs.items()}
+    gap = (average["DPO+MLC"] - average["DPO"]) / (average["DPO in every language"] - average["DPO"])
+    assert f"closes {100 * gap:.0f} % of the way" in page
+    for answer in found["answers"]:
+        shown = f"{mean(answer['by_seed']):+.1f}, {answer['low']:+.1f} to {answer['high']:+.1f}"
+        page = page.replace(shown.replace("-", "−"), "")
+    assert not re.search(r"[+−][\d.]+, [+−][\d.]+ to [+−][\d.]+", page)  # each one quoted was some answer's
+    for name in ASKED:
+        assert f"{average[name]:.1f}" in page
+
+
 def test_the_page_on_a_published_model_shows_the_committed_figures():
     published = json.loads((RESULTS / "published/published.json").read_text(encoding="utf-8"))
     page, tables = text("data/results/published/README.md"), text("data/results/published/published.md")
@@ -132,6 +158,14 @@ def test_the_page_on_a_published_model_shows_the_committed_figures():
                 value, low, high = (f"{answer[group][name][key]:+.{digits}f}" for key in ("value", "low", "high"))
                 flat = flat.replace(f"{value}, {low} to {high}".replace("-", "−"), "")
     assert not re.search(r"[+−][\d.]+, [+−][\d.]+ to [+−][\d.]+", flat)  # each one quoted was some answer's
+    for weight in ("0.3", "1", "3"):
+        found = json.loads(text(f"data/results/published/validation/weight-{weight}.json"))
+        assert found["split"] == "validation" and f"separate_weight={weight}" in found["set"]
+        row = found["rows"]["MLC + separation"]
+        own = [f"{row[group]['selectivity']['value']:.1f}" for group in ("trained", "low-resource", "unseen")]
+        own += [f"{row[group]['auc']['value']:.3f}" for group in ("trained", "low-resource", "unseen")]
+        own += [f"{row['harmless_refused']:.1f}", f"{row['perplexity_ratio']:.2f}"]
+        assert f"| {weight} | {' | '.join(own)} |" in page
     for name in ("SFT goes on", "MLC", "MLC, shuffled", "MLC + separation", "thresholds", "SFT in every language"):
         row = published["rows"][name]  # the short table on the first page
         own = [figure(row[group]["selectivity"]["value"]) for group in ("trained", "low-resource", "unseen")]
