@@ -128,6 +128,12 @@ def test_the_page_of_what_reviewers_asked_for_shows_the_committed_figures():
     assert not re.search(r"[+−][\d.]+, [+−][\d.]+ to [+−][\d.]+", page)  # each one quoted was some answer's
     for name in ASKED:
         assert f"{average[name]:.1f}" in page
+    cost = average["DPO+MLC"] - average["10 % wrong"]
+    first, status = (" ".join(text(name).split()) for name in ("README.md", "data/results/status.md"))
+    assert (
+        f"[{100 * gap:.0f} % of the way](data/results/asked/README.md)" in first and f"cost {cost:.0f} points" in first
+    )
+    assert f"closes {100 * gap:.0f} % of the way" in status and f"cost {cost:.1f} points" in status
 
 
 def test_the_page_on_a_published_model_shows_the_committed_figures():
