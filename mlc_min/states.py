@@ -52,9 +52,9 @@ def last_token_states(
     up to `layer` and stops: no layer above it, no final norm unless it is the last entry, no vocabulary logits. Keeps
     the gradient. The dtype is the model's own (or autocast's).
     inputs_embeds: (N, T, d_h), the embeddings of the ids, if they have been looked up already."""
-    layer, decoder = resolve_layer(model, layer), model.get_decoder()
-    last, ids, mask = (to_device(x, model.device) for x in (last_position(attention_mask), input_ids, attention_mask))
-    inputs = {"input_ids": ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+    layer, decoder, device = resolve_layer(model, layer), model.get_decoder(), model.device
+    last, mask = to_device(last_position(attention_mask), device), to_device(attention_mask, device)
+    inputs = {"input_ids": to_device(input_ids, device)} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
     inputs |= dict(attention_mask=mask, position_ids=position_ids(mask), use_cache=False)
     if layer == len(decoder.layers):
         hidden_states = decoder(**inputs).last_hidden_state
@@ -87,7 +87,7 @@ def last_token_states_in_parts(
     for rows in order.tensor_split(min(parts, len(order))):
         width = int(last_position(attention_mask[rows]).numpy().max()) + 1
         own = embeds[to_device(rows, model.device), :width]
-        states.append(last_token_states(model, input_ids[rows, :width], attention_mask[rows, :width], layer, own))
+        states.append(last_token_states(model, input_ids, attention_mask[rows, :width], layer, own))
     return torch.cat(states)[to_device(order.argsort(), model.device)]
 
 

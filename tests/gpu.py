@@ -183,7 +183,7 @@ def waits(at) -> dict:
 def compiled(at) -> dict:
     """Layers that torch.compile has made: a DPO+MLC step"""
     shape, rows = ("tiny", 2) if at.small else ("qwen2.5-1.5b", 16)
-    times, seconds, table = {}, {}, []
+    times, table = {}, []
     for name in ("eager", "compiled"):
         fresh(at.device)
         work, start = Workload.make(shape, rows, at.device, parts=2), time.perf_counter()
@@ -192,12 +192,12 @@ def compiled(at) -> dict:
                 layer.forward = torch.compile(layer.forward, dynamic=True)
         jobs = {uses: partial(lambda own, uses: own.step(own.loss(uses)), work, uses) for uses in (False, True)}
         jobs[True]()
-        seconds[name] = time.perf_counter() - start
+        first = time.perf_counter() - start
         times[name] = alternate(jobs, at.repeats, at.device)
         config = work.model.config
         needed = dpo_operations(config, work.examples) + mlc_operations(config, work.examples, config.num_hidden_layers)
         speed, part = utilisation(needed, times[name][True], at.device)
-        table.append([name, *(f"{median(times[name][uses]):.3g}" for uses in jobs), speed, f"{seconds[name]:.0f}"])
+        table.append([name, *(f"{median(times[name][uses]):.3g}" for uses in jobs), speed, f"{first:.0f}"])
     faster = median(times["eager"][True]) / median(times["compiled"][True])
     return {
         "columns": ["layers", "DPO, s", "DPO+MLC, s", "Tflop/s (of the peak)", "first step, s"], "rows": table,

@@ -256,8 +256,8 @@ def test_the_figures_told_of_the_gpu_are_those_of_its_file():
 
     def cells(of: str, column: int) -> list[str]:
         """Of the passes that were run, 1, 2, 4."""
-        names = (f"qwen2.5-{of}, layer {24 if '0.5b' in of else 28} of {24 if '0.5b' in of else 28}, mlc_parts {n}"
-                 for n in (1, 2, 4))  # fmt: skip
+        layers = 24 if "0.5b" in of else 28
+        names = (f"qwen2.5-{of}, layer {layers} of {layers}, mlc_parts {n}" for n in (1, 2, 4))
         return [steps[name][column] if name in steps else "–" for name in names]
 
     for title, of in (("0.5B", "0.5b, 8 rows"), ("1.5B", "1.5b, 8 rows"), ("1.5B, 16 rows", "1.5b, 16 rows"),

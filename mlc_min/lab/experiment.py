@@ -45,10 +45,12 @@ FIRST: dict[str, dict | None] = {
     **dict.fromkeys(CONTROLS),
 }  # fmt: skip
 OTHERS = ("en,zh,bn", "en,zh,bn,ru,sw", "en,zh,bn,ru,sw,ja,ur,ps")
+WRONG = {f"{share} % wrong": share / 100 for share in (10, 30, 50)}  # prompts with the translations of others
+EVERY_LANGUAGE = "DPO in every language"  # the upper bound: replies are translated too
 ASKED = {  # what reviewers of the paper asked for
-    "DPO in every language": {"batch_size": 32},  # the upper bound: replies are translated too
+    EVERY_LANGUAGE: {"batch_size": 32},
     "DPO, 360 steps": {"steps": 360},  # as many more as DPO+MLC takes more time
-    **{f"{share} % wrong": MLC for share in (10, 30, 50)},  # of the prompts have another prompt's translations
+    **dict.fromkeys(WRONG, MLC),
     **{f"{codes.count(',')} other languages": MLC | {"languages": codes} for codes in OTHERS},
     "separation": SEPARATION, "separation, shuffled": SEPARATION | SHUFFLED,
     "centred": CENTRED, "centred, shuffled": CENTRED | SHUFFLED,
@@ -118,12 +120,11 @@ def examples_of(world: World, name: str, config: TrainConfig) -> list[Example]:
     """The training examples of a row."""
     rows = only_harmful(world.train_rows, config.train) if config.harmful_only else world.train_rows
     encoded = partial(encode_rows, tokenizer=world.tokenizer, max_length=config.max_length)
-    if name == "DPO in every language":
+    if name == EVERY_LANGUAGE:
         return [e for c in ALIGNED for e in encoded([in_language(row, c) for row in rows], languages=(c,))[0]]
     examples = encoded(rows, languages=config.language_list)[0]
-    if name.endswith("% wrong"):
-        share = int(name.split()[0]) / 100
-        chosen = random.Random(config.seed).sample(range(len(examples)), round(share * len(examples)))
+    if name in WRONG:
+        chosen = random.Random(config.seed).sample(range(len(examples)), round(WRONG[name] * len(examples)))
         wrong = shuffle_translations([examples[i] for i in chosen], config.seed)
         for i, example in zip(chosen, wrong, strict=True):
             examples[i] = example

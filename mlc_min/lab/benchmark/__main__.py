@@ -49,11 +49,11 @@ def run_parts(known: tuple[Callable, ...], program: str, description: str, needs
     add("--small", **SWITCH, default=False, help="a rehearsal of what a GPU runs, in tiny sizes, and no result")
     add("--output", type=Path, default=Path("runs/benchmark"), help="folder for the results")
     at = parser.parse_args()
+    if at.repeats < 1 or at.rows < 1:
+        raise InputError("--repeats and --rows must be at least 1")
     at.device = pick_device(at.device)
     at.for_gpu = at.small or at.device.type == "cuda"  # the sizes and the arithmetic
     at.mlc_parts = 1 if at.for_gpu else 4  # on a GPU each pass has a cost of its own
-    if at.repeats < 1 or at.rows < 1:
-        raise InputError("--repeats and --rows must be at least 1")
     if needs_gpu and not at.for_gpu:
         raise InputError("--device: PyTorch finds no GPU with CUDA here; --small rehearses all parts on a CPU")
     usual = "tiny" if at.small else "qwen2.5-0.5b" if at.for_gpu else "small"
