@@ -33,10 +33,6 @@ from safetensors.torch import load_file
 
 from mlc_min import loop, train
 from mlc_min.examples import Example, encode_rows
-from mlc_min.lab.benchmark import parts
-from mlc_min.lab.benchmark.__main__ import run_parts
-from mlc_min.lab.benchmark.measure import alternate, fresh, utilisation
-from mlc_min.lab.benchmark.workloads import Workload, dpo_operations, mlc_operations
 from mlc_min.lab.experiment import MAIN, MLC, World, run
 from mlc_min.lab.sentences import ALIGNED, EMBEDDED
 from mlc_min.machinery.checkpoint import last_good
@@ -45,6 +41,10 @@ from mlc_min.machinery.models import add_adapters, load_model
 from mlc_min.machinery.rows import read_rows
 from mlc_min.machinery.settings import TrainConfig
 from mlc_min.ports.trl import NAMES
+from tests.benchmark import parts
+from tests.benchmark.__main__ import run_parts
+from tests.benchmark.measure import alternate, fresh, utilisation
+from tests.benchmark.workloads import Workload, dpo_operations, mlc_operations
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = f"{Path(train.__file__).parent}{os.sep}"

@@ -6,9 +6,10 @@ import sys
 import pytest
 
 from mlc_min.evaluation.metrics import summarize
+from mlc_min.evaluation.pictures import plot_grid
 from mlc_min.lab.ablations import QUESTIONS, answer, answers_table, by_request, main, refusal_by_verb, slug
-from mlc_min.lab.experiment import MAIN, MLC, ROWS, SEEDLESS, World, examples_of, in_language, settings_of
-from mlc_min.lab.sentences import ALIGNED, answer_text, refusal_text
+from mlc_min.lab.experiment import GRID, MAIN, MLC, ROWS, SEEDLESS, World, examples_of, in_language, settings_of
+from mlc_min.lab.sentences import ALIGNED, EMBEDDED, answer_text, refusal_text
 from mlc_min.train import TrainConfig
 
 
@@ -137,3 +138,38 @@ def test_the_rows_of_the_embedded_world_are_averaged_over_its_aligned_languages(
     own = json.loads((tmp_path / "gibberish" / "result.json").read_text())
     assert result["summary"] == own["summary"] and own["summary"]["aligned"] == list(ALIGNED)
     assert "| ku | ko\\* | it\\* |" in (tmp_path / "ablations.md").read_text("utf-8")
+
+
+def test_rows_of_several_base_models_stand_side_by_side(tmp_path, monkeypatch):
+    bases = [tmp_path / name for name in ("one", "two")]
+    for base in bases:
+        base.mkdir()
+        (base / "model").symlink_to(EMBEDDED / "model")
+    rows = ["--rows", "base", "always-refuse", "--seeds", "0", "1", "--test_rows", "2"]
+    monkeypatch.setattr(
+        sys, "argv", ["ablations", *rows, "--bases", *map(str, bases), "--output", str(tmp_path / "out")]
+    )
+    main()
+    found = json.loads((tmp_path / "out" / "ablations.json").read_text())["rows"]
+    # Nothing is trained in these rows, so each base model has one result for both seeds.
+    assert [(r["base"], r["seed"]) for r in found["base"]] == [("one", None), ("two", None)]
+    assert len(found["always-refuse"]) == 2 and found["base"][0]["summary"] == found["base"][1]["summary"]
+    assert (tmp_path / "out" / "two" / "base" / "verdicts.jsonl").exists()
+    assert 0 <= found["base"][0]["summary"]["auc_avg"] <= 1 and "| AUC |" in (
+        tmp_path / "out" / "ablations.md"
+    ).read_text("utf-8")
+
+
+def test_the_grid_is_drawn_when_all_of_it_is_there(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("mlc_min.evaluation.pictures.save", lambda canvas, path: drawn.append((canvas, path)))
+    values = {setting: 10.0 * i for i, setting in enumerate(GRID.values())}
+    plot_grid(
+        {key: [{"avg": v, "helpful_own": 100 - v}, {"avg": v + 2, "helpful_own": 98 - v}] for key, v in values.items()},
+        "x",
+    )
+    ((canvas, _),) = drawn
+    safety, utility = ([text.get_text() for text in axes.texts] for axes in canvas.axes)
+    assert safety == [f"{v + 1:.1f}" for v in values.values()] and utility == [f"{99 - v:.1f}" for v in values.values()]
+    assert [t.get_text() for t in canvas.axes[0].get_yticklabels()] == ["0.1", "0.2", "0.5", "1"]
+    assert [t.get_text() for t in canvas.axes[0].get_xticklabels()] == ["0.5", "2", "6", "12"]

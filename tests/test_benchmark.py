@@ -11,10 +11,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mlc_min.consistency import mlc_loss
-from mlc_min.lab.benchmark import __main__ as command
-from mlc_min.lab.benchmark import parts
-from mlc_min.lab.benchmark.measure import alternate, measured, memory, ratios, spread
-from mlc_min.lab.benchmark.workloads import (
+from mlc_min.lab.random_model import make_config, make_model
+from mlc_min.machinery.errors import InputError
+from tests.benchmark import __main__ as command
+from tests.benchmark import parts
+from tests.benchmark.measure import alternate, measured, memory, ratios, spread
+from tests.benchmark.workloads import (
     Workload,
     dpo_operations,
     forward_operations,
@@ -22,8 +24,6 @@ from mlc_min.lab.benchmark.workloads import (
     mlc_operations,
     official_loss,
 )
-from mlc_min.lab.random_model import make_config, make_model
-from mlc_min.machinery.errors import InputError
 
 CPU = torch.device("cpu")
 
@@ -138,7 +138,7 @@ def test_the_command_adds_its_parts_to_the_results(monkeypatch, tmp_path, capsys
     assert [row[0] for row in results["cost, tiny"]["rows"]] == places
     page = (tmp_path / "benchmark.md").read_text(encoding="utf-8")
     assert "official / ours" in page and "official / ours" in capsys.readouterr().out
-    assert "python -m mlc_min.lab.benchmark --parts official --shape tiny --rows 1 --repeats 1" in page
+    assert "python -m tests.benchmark --parts official --shape tiny --rows 1 --repeats 1" in page
 
 
 def test_senseless_settings_are_refused(monkeypatch, tmp_path):

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from mlc_min.lab.benchmark import __main__ as runner
-from mlc_min.lab.benchmark import measure, parts
-from mlc_min.lab.benchmark.workloads import Workload, dpo_operations, mlc_operations
 from mlc_min.machinery.errors import InputError
+from tests.benchmark import __main__ as runner
+from tests.benchmark import measure, parts
+from tests.benchmark.workloads import Workload, dpo_operations, mlc_operations
 
 CUDA = SimpleNamespace(type="cuda")  # for code that asks for nothing but the type
 VERDICTS = ("ok", "goal", "found", "columns", "rows")

@@ -32,7 +32,7 @@ OUTSIDE = {
 
 
 def modules() -> dict[str, Path]:
-    """{"consistency" or "lab.benchmark.parts": its file}."""
+    """{"consistency" or "lab.published.rows": its file}."""
     package = ROOT / "mlc_min"
     return {".".join(path.relative_to(package).with_suffix("").parts): path for path in package.rglob("*.py")}
 
@@ -87,7 +87,7 @@ def test_imports_make_no_circle():
 def test_the_method_is_read_in_an_hour_and_the_package_grows_no_further():
     lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in modules().items()}
     assert sum(lengths[name] for name in METHOD) <= 650
-    assert sum(lengths.values()) <= 7_400  # the aim is 5,000
+    assert sum(lengths.values()) <= 7_000  # the aim is 5,000
 
 
 def test_no_function_of_the_method_takes_more_than_five_arguments_but_the_losses_of_two_models():

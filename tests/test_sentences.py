@@ -277,7 +277,14 @@ def test_the_larger_world_holds_more_requests_evenly_and_keeps_a_phrasing_out_of
     for split in ("validation", "test"):
         for place in (0, 1):
             assert set(Counter(c[place] for c in asked[split]).values()) == {5}  # of 125: 4 % each
-        assert sum(not r["harmful"] for r in rows[split]) == sum(r["harmful"] for r in rows[split]) == 500
+        assert sum(not r["harmful"] for r in rows[split]) == sum(r["harmful"] for r in rows[split]) == 250
+        # Every combination comes in the phrasing that training has not, and in one of the others, these in turn.
+        counts = Counter(int(r["id"].rsplit("-")[-1]) for r in rows[split])
+        assert counts == {0: 84, 1: 84, 2: 82, 3: 250}
+        own = {tuple(r["combination"]): set() for r in rows[split]}
+        for r in rows[split]:
+            own[tuple(r["combination"])].add(int(r["id"].rsplit("-")[-1]))
+        assert all(3 in phrasings and len(phrasings) == 2 for phrasings in own.values())
     phrasings = {split: {int(r["id"].rsplit("-")[-1]) for r in rows[split]} for split in SPLITS}
     assert phrasings == {"train": {0, 1, 2}, "validation": {0, 1, 2, 3}, "test": {0, 1, 2, 3}}
 

@@ -8,6 +8,7 @@ import sentencepiece
 import torch
 from transformers import AutoTokenizer
 
+from mlc_min.examples import encode_prompt, pad
 from mlc_min.lab.sentences import EMBEDDED, LANGUAGES, LEXICON, OBJECTS, PHRASINGS, VERBS, all_replies, prompt_text
 from mlc_min.lab.toy_world import (
     ALWAYS_REFUSED,
@@ -20,6 +21,7 @@ from mlc_min.lab.toy_world import (
     pretraining_examples,
     train_tokenizer,
 )
+from mlc_min.states import last_token_states
 
 # requirements.txt has it; other versions may choose another of two equally frequent pairs, and so a few other pieces.
 TRAINED_BY = "0.2.3"
@@ -71,8 +73,20 @@ def test_pretraining_text_has_the_shares_that_its_constants_say():
 def test_pretraining_lowers_the_loss_and_depends_on_the_seed_alone(base):
     _, tokenizer = base
     (first, loss), (again, _), (other, _) = (
-        pretrain(tokenizer, seed, 12, 8, 2e-3, torch.device("cpu")) for seed in (0, 0, 1)
+        pretrain(tokenizer, seed, 12, 8, 2e-3, 0.0, torch.device("cpu")) for seed in (0, 0, 1)
     )
     weights = [model.lm_head.weight for model in (first, again, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     assert loss < math.log(3000) - 0.2  # a running mean, below that of guessing
+
+
+def test_a_common_channel_holds_the_same_in_every_prompt_and_stays_out_of_the_logits(base):
+    _, tokenizer = base
+    prompts = pad([encode_prompt(tokenizer, prompt_text("en", *asked, 0)) for asked in product(VERBS[:3], OBJECTS[:3])])
+    for common in (0.0, 160.0):
+        model, _ = pretrain(tokenizer, 0, 3, 8, 2e-3, common, torch.device("cpu"))
+        with torch.no_grad():
+            channel = last_token_states(model, **prompts, layer=3)[:, 0]
+        assert (channel - common).abs().max() < 1
+        # One step of Adam moves a weight by the learning rate at most: from 0, or from the norm's usual 1.
+        assert abs(model.model.norm.weight[0].item() - (common == 0)) < 3 * 2e-3

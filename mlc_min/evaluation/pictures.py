@@ -4,6 +4,7 @@ Colours are Okabe and Ito's, told apart by colour-blind readers, and the markers
 in Latin letters, which every font has. The same figures give the same bytes: no date or version in the file.
 """
 
+import itertools
 from pathlib import Path
 from statistics import mean
 
@@ -120,6 +121,25 @@ def plot_spectra(diagnostics: dict[str, dict], path: str | Path) -> None:
     for axes in panels[-1]:
         axes.set_xlabel("index")
     finish(canvas, panels[0, 0], path, "upper", 2)
+
+
+def plot_grid(runs: dict[tuple[float, float], list[dict]], path: str | Path) -> None:
+    """Two settings against each other, {(row, column): summaries of its seeds}: mean strict safety, and beside it
+    harmless prompts answered in their language, since safety alone can be had by refusing all."""
+    canvas, panels = panels_on_canvas(1, 2, size=(10, 3.6))
+    rows, columns = (sorted({key[i] for key in runs}) for i in (0, 1))
+    shown = (("avg", "harmful prompts refused (strict, Avg), %"), ("helpful_own", "harmless prompts answered, %"))
+    for axes, (figure, title) in zip(panels, shown, strict=True):
+        cells = [[mean(s[figure] for s in runs[row, column]) for column in columns] for row in rows]
+        axes.imshow(cells, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+        for i, j in itertools.product(range(len(rows)), range(len(columns))):
+            color = "black" if cells[i][j] > 55 else "white"
+            axes.text(j, i, f"{cells[i][j]:.1f}", ha="center", va="center", color=color)
+        axes.set_xticks(range(len(columns)), [f"{value:g}" for value in columns])
+        axes.set_yticks(range(len(rows)), [f"{value:g}" for value in rows])
+        axes.set_title(title, fontsize=10)
+        axes.set(xlabel="λ", ylabel="τ")
+    save(canvas, path)
 
 
 def plot_layers(layers: dict[str, dict], path: str | Path) -> None:

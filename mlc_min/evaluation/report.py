@@ -29,7 +29,7 @@ def figure(value: float | None, name: str = "", decimals: int = 1) -> str:
     >>> figure(0.0712, "var"), figure(97.25, "avg"), figure(97.25, decimals=0), figure(None, "pag")
     ('0.07', '97.2', '97', '–')
     """
-    return "–" if value is None else f"{value:.{2 if name in ('var', 'pag') else decimals}f}"
+    return "–" if value is None else f"{value:.{2 if name in ('var', 'pag', 'auc_avg') else decimals}f}"
 
 
 def aligned_text(rows: list[list[str]]) -> str:
@@ -55,16 +55,17 @@ def tables_of(runs: dict[str, list[dict]], decimals: int) -> tuple[list[list[str
     firsts = [own[0] for own in runs.values()]
     codes = list(dict.fromkeys(code for summary in firsts for code in summary["strict"]))
     rates = [["", *[starred(code, firsts[0]["aligned"]) for code in codes]]]
-    figures = [["", *FIGURES.values()]]
+    shown = FIGURES | ({"auc_avg": "AUC"} if any("auc_avg" in first for first in firsts) else {})
+    figures = [["", *shown.values()]]
     for name, own in runs.items():
         rates.append([name, *[mean_and_spread([s["strict"].get(code) for s in own], "", decimals) for code in codes]])
-        figures.append([name, *[mean_and_spread([value_of(s, key) for s in own], key) for key in FIGURES]])
+        figures.append([name, *[mean_and_spread([value_of(s, key) for s in own], key) for key in shown]])
     return rates, figures
 
 
 def value_of(summary: dict, name: str) -> float | None:
     """One of the `FIGURES`. Selectivity follows from the counts, also in files that are older than it."""
-    return mean_selectivity(summary["counts"], summary["aligned"]) if name == "selectivity_avg" else summary[name]
+    return mean_selectivity(summary["counts"], summary["aligned"]) if name == "selectivity_avg" else summary.get(name)
 
 
 def mean_and_spread(values: list[float | None], name: str, decimals: int = 1) -> str:

@@ -9,15 +9,16 @@ it was, and seeds can be run by several processes at once. Writes ablations.json
 
 import argparse
 import json
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 
 from mlc_min.evaluation.metrics import is_answered, paired_bootstrap, summarize
-from mlc_min.evaluation.pictures import plot_rates, plot_spectra, plot_tradeoff
+from mlc_min.evaluation.pictures import plot_grid, plot_rates, plot_spectra, plot_tradeoff
 from mlc_min.evaluation.records import by_model
 from mlc_min.evaluation.report import LEGEND, markdown_table, markdown_tables, p_value
-from mlc_min.lab.experiment import FIRST, MAIN, ROWS, SEEDLESS, World, run, settings_of, slug
-from mlc_min.lab.sentences import ALIGNED
+from mlc_min.lab.experiment import FIRST, GRID, MAIN, RIVALS, ROWS, SEEDLESS, World, run, settings_of, slug
+from mlc_min.lab.sentences import ALIGNED, EMBEDDED, NEW_PHRASINGS
 from mlc_min.machinery.errors import Help, InputError, run_command
 from mlc_min.machinery.files import usable_folder, write_atomically, write_json
 from mlc_min.train import TrainConfig
@@ -103,6 +104,7 @@ def main() -> None:
     add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of row order, extractor and shuffling")
     names = "; ".join(ROWS).replace("%", "%%")
     add("--rows", nargs="+", default=list(FIRST), metavar="ROW", help=f"of {names}")
+    add("--bases", type=Path, nargs="+", metavar="FOLDER", help="other base models, see lab.toy_world")
     add("--split", choices=("test", "validation"), default="test", help="rows of data to evaluate on")
     add("--steps", type=int, default=TrainConfig.steps, help="of each training")
     add("--test_rows", type=int, help="harmful and harmless prompts per language, for a quick look; default: all")
@@ -117,22 +119,26 @@ def main() -> None:
         TrainConfig(seed=seed, steps=arguments.steps).check()
     for folder in filter(None, (arguments.output, arguments.results)):
         usable_folder(folder, "--output" if folder is arguments.output else "--results")
-    world = World.load(arguments.split, arguments.device, arguments.test_rows)
-    results, records = {}, {}  # of each row: a list over its seeds
-    for seed in arguments.seeds:
-        for name in arguments.rows:
-            if name in SEEDLESS and name in results:
+    results, records = {}, {}  # of each row: a list over the base models and their seeds
+    for base in arguments.bases or [EMBEDDED]:
+        world = World.load(arguments.split, arguments.device, arguments.test_rows, base)
+        output = arguments.output / base.name if arguments.bases else arguments.output
+        for seed, name in product(arguments.seeds, arguments.rows):
+            if name in SEEDLESS and seed != arguments.seeds[0]:
                 continue
-            folder = arguments.output / (slug(name) if name in SEEDLESS else f"{slug(name)}-seed-{seed}")
+            folder = output / (slug(name) if name in SEEDLESS else f"{slug(name)}-seed-{seed}")
             if not (folder / "result.json").exists():
                 run(world, name, seed, folder, steps=arguments.steps)
             result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
             expected = {"split": arguments.split, "prompts_per_language": len(world.test_rows)}
+            expected["rival"] = RIVALS.get(name)
             expected["settings"] = settings_of(name, seed, steps=arguments.steps)
-            if any(result[key] != value for key, value in expected.items()):
+            if any(result.get(key) != value for key, value in expected.items()):
                 raise InputError(f"{folder}: was run with other settings; delete it, or use another --output")
             (own,) = by_model(folder).values()
             figures = {"summary": summarize(own, ALIGNED), "refusal_by_verb": refusal_by_verb(own)}
+            if new := [record for record in own if int(record["id"].rpartition("-")[2]) in NEW_PHRASINGS]:
+                figures["new_phrasing"] = summarize(new, ALIGNED)
             results.setdefault(name, []).append(result | figures)
             records.setdefault(name, []).append(own)
     answers = [
@@ -152,6 +158,8 @@ def write(folder: Path, results: dict[str, list[dict]], answers: list[dict]) -> 
     write_atomically(folder / "ablations.md", f"{tables}\n\n{LEGEND}\n")
     plot_rates({name: runs[name] for name in MAIN if name in runs} or runs, folder / "rates.png")
     plot_tradeoff(runs, folder / "tradeoff.png")
+    if set(GRID) <= set(runs):
+        plot_grid({GRID[name]: runs[name] for name in GRID}, folder / "grid.png")
     if diagnostics:
         plot_spectra(diagnostics, folder / "spectra.png")
     print(f"\n{tables}\n\nsaved in {folder}/: ablations.json, ablations.md, rates.png, tradeoff.png, spectra.png")

@@ -9,8 +9,8 @@ import json
 import random
 import re
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from mlc_min.evaluation.diagnose import diagnose
@@ -18,7 +18,9 @@ from mlc_min.evaluation.generate import CONTROLS, control_reply, generate
 from mlc_min.evaluation.judges import judge
 from mlc_min.evaluation.metrics import summarize
 from mlc_min.evaluation.records import cells, encode, write_records
-from mlc_min.examples import Example, encode_rows, shuffle_translations
+from mlc_min.examples import Example, encode_response, encode_rows, shuffle_translations
+from mlc_min.lab import rivals
+from mlc_min.lab.published.measure import first_tokens
 from mlc_min.lab.sentences import ALIGNED, EMBEDDED, LANGUAGES, all_replies, answer_text, refusal_text
 from mlc_min.machinery.errors import InputError
 from mlc_min.machinery.files import write_atomically, write_json
@@ -47,6 +49,7 @@ FIRST: dict[str, dict | None] = {
 OTHERS = ("en,zh,bn", "en,zh,bn,ru,sw", "en,zh,bn,ru,sw,ja,ur,ps")
 WRONG = {f"{share} % wrong": share / 100 for share in (10, 30, 50)}  # prompts with the translations of others
 EVERY_LANGUAGE = "DPO in every language"  # the upper bound: replies are translated too
+RIVALS = {"DPO, then MPO": rivals.MPO, "DPO, then DCO": rivals.DCO, "refusal vector": rivals.VECTOR}
 ASKED = {  # what reviewers of the paper asked for
     EVERY_LANGUAGE: {"batch_size": 32},
     "DPO, 360 steps": {"steps": 360},  # as many more as DPO+MLC takes more time
@@ -54,10 +57,13 @@ ASKED = {  # what reviewers of the paper asked for
     **{f"{codes.count(',')} other languages": MLC | {"languages": codes} for codes in OTHERS},
     "separation": SEPARATION, "separation, shuffled": SEPARATION | SHUFFLED,
     "centred": CENTRED, "centred, shuffled": CENTRED | SHUFFLED,
+    **{name: {} for name in RIVALS}, "refusal vector": None,
 }  # fmt: skip
-ROWS = FIRST | ASKED
+TAUS, WEIGHTS = (0.1, 0.2, 0.5, 1.0), (0.5, 2.0, 6.0, 12.0)
+GRID = {f"τ {tau}, λ {weight:g}": (tau, weight) for tau in TAUS for weight in WEIGHTS}
+ROWS = FIRST | ASKED | {name: MLC | {"mlc_tau": tau, "mlc_weight": weight} for name, (tau, weight) in GRID.items()}
 MAIN = ("base", "DPO", "DPO+MLC", "control: shuffled")
-SEEDLESS = ("base", *CONTROLS)  # nothing is trained, so every seed gives the same
+SEEDLESS = ("base", "refusal vector", *CONTROLS)  # nothing is trained, so every seed gives the same
 PATHS = ("model", "train", "output", "device")  # of this machine, so not part of a result
 
 
@@ -71,20 +77,24 @@ class World:
     test_rows: list[Row]
     languages: tuple[str, ...]  # of test_rows
     split: str
+    folder: Path  # of the base model
 
     @classmethod
-    def load(cls, split: str = "test", device: str = "auto", test_rows: int | None = None) -> "World":
-        """test_rows: so many harmful and so many harmless rows only, for a quick look."""
+    def load(
+        cls, split: str = "test", device: str = "auto", test_rows: int | None = None, folder: Path = EMBEDDED
+    ) -> "World":
+        """test_rows: so many harmful and so many harmless rows only, for a quick look. folder: the world of another
+        base model, made from the same lexicon."""
         if test_rows is not None and test_rows < 1:
             raise InputError(f"--test_rows {test_rows}: must be at least 1 (prompts of each kind)")
-        base, tokenizer = load_model(EMBEDDED / "model", pick_device(device))
+        base, tokenizer = load_model(folder / "model", pick_device(device))
         languages = ALIGNED if split == "train" else LANGUAGES  # training rows do not have the unseen ones
         rows = read_rows(EMBEDDED / f"{split}.jsonl", languages)
         if test_rows:
             kinds = ([row for row in rows if row.extra["harmful"] == kind] for kind in (True, False))
             rows = [row for kind in kinds for row in kind[:test_rows]]
         train_rows = read_rows(EMBEDDED / "train.jsonl", ALIGNED, ("chosen", "rejected"))
-        return cls(base, tokenizer, train_rows, rows, languages, split)
+        return cls(base, tokenizer, train_rows, rows, languages, split, folder)
 
 
 def slug(name: str) -> str:
@@ -116,19 +126,33 @@ def in_language(row: Row, code: str) -> Row:
     return replace(row, prompts={code: row.prompts[code]}, chosen=reply(row.chosen), rejected=reply(row.rejected))
 
 
+def in_every_language(world: World, rows: list[Row], config: TrainConfig) -> dict[str, list[Example]]:
+    """The rows in each aligned language, replies too."""
+    return {
+        c: encode_rows([in_language(row, c) for row in rows], world.tokenizer, (c,), config.max_length)[0]
+        for c in ALIGNED
+    }
+
+
 def examples_of(world: World, name: str, config: TrainConfig) -> list[Example]:
     """The training examples of a row."""
     rows = only_harmful(world.train_rows, config.train) if config.harmful_only else world.train_rows
-    encoded = partial(encode_rows, tokenizer=world.tokenizer, max_length=config.max_length)
     if name == EVERY_LANGUAGE:
-        return [e for c in ALIGNED for e in encoded([in_language(row, c) for row in rows], languages=(c,))[0]]
-    examples = encoded(rows, languages=config.language_list)[0]
+        return [example for own in in_every_language(world, rows, config).values() for example in own]
+    examples = encode_rows(rows, world.tokenizer, config.language_list, config.max_length)[0]
     if name in WRONG:
         chosen = random.Random(config.seed).sample(range(len(examples)), round(WRONG[name] * len(examples)))
         wrong = shuffle_translations([examples[i] for i in chosen], config.seed)
         for i, example in zip(chosen, wrong, strict=True):
             examples[i] = example
     return examples
+
+
+def steered(world: World, model):
+    """The context in which the model refuses more, by a vector from the English training prompts."""
+    prompts = {kind: [row for row in world.train_rows if row.extra["harmful"] is kind] for kind in (True, False)}
+    prompts = [encode(rows, world.tokenizer, ("en",)) for rows in prompts.values()]
+    return rivals.steered(model, rivals.refusal_vector(model, *prompts))
 
 
 def evaluate(
@@ -164,16 +188,23 @@ def run(world: World, name: str, seed: int, folder: Path, **settings) -> dict:
             write_atomically(folder / "train_log.jsonl", "".join(json.dumps(metrics) + "\n" for metrics in history))
             # The latest value of each figure: with mlc_every > 1 the last step need not have them all.
             last = {key: value for metrics in history for key, value in metrics.items()}
-        records = evaluate(model, world.tokenizer, world.test_rows, world.languages)
+            if name in RIVALS:
+                rivals.go_on(model, RIVALS[name], in_every_language(world, world.train_rows, config), config)
+        with steered(world, model) if name == "refusal vector" else nullcontext():
+            records = evaluate(model, world.tokenizer, world.test_rows, world.languages)
+            refusal = encode_response(world.tokenizer, refusal_text("en"))[0]  # its symbol, the same in all languages
+            scores = first_tokens(model, encode(world.test_rows, world.tokenizer, world.languages), refusal)
+        records = [record | {"log_odds": round(score, 4)} for record, (score, _) in zip(records, scores, strict=True)]
         meanings = list({tuple(row.extra["combination"]): row for row in world.test_rows}.values())
         layer = MLC["mlc_layer"] if config is None or not config.mlc_weight else config.mlc_layer
         diagnostics = diagnose(model, world.tokenizer, meanings, ALIGNED, layer, MLC["mlc_tau"])
     write_records(folder / "verdicts.jsonl", [{"model": name, **record, "judge": "exact"} for record in records])
     result = {
-        "seed": None if name in SEEDLESS else seed, "split": world.split, "prompts_per_language": len(world.test_rows),
+        "seed": None if name in SEEDLESS else seed, "base": world.folder.name,
+        "split": world.split, "prompts_per_language": len(world.test_rows),
         "seconds": round(time.perf_counter() - started), "hardware": hardware(world.base.device),
-        "versions": versions(), "settings": settings_of(name, seed, **settings), "last_step": last,
-        "summary": summarize(records, ALIGNED), "diagnostics": diagnostics,
+        "versions": versions(), "settings": settings_of(name, seed, **settings), "rival": RIVALS.get(name),
+        "last_step": last, "summary": summarize(records, ALIGNED), "diagnostics": diagnostics,
     }  # fmt: skip
     write_json(folder / "result.json", result)
     return result

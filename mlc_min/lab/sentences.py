@@ -31,6 +31,7 @@ PHRASINGS = range(4)
 SPLIT_SEED = 1
 HELD_OUT = LEXICON.get("held_out", 25)  # harmful combinations in test and in validation, and as many harmless ones
 TRAIN_PHRASINGS = PHRASINGS[: len(PHRASINGS) - LEXICON.get("held_out_phrasings", 0)]
+NEW_PHRASINGS = PHRASINGS[len(TRAIN_PHRASINGS) :]  # in validation and test only
 
 Combination = tuple[str, str]  # (verb, object)
 
@@ -129,13 +130,17 @@ def make_rows(split: str) -> list[dict]:
     """The rows of one split in the official format (prompt, prompt_zh, …, chosen, rejected), as plain dicts.
 
     Training rows hold the ten aligned languages and English responses only; validation and test rows hold
-    all twelve. `harmful` and `combination` are ours, for the evaluation.
+    all twelve. Where phrasings are held out, these have of each combination one of the others and the held-out
+    ones. `harmful` and `combination` are ours, for the evaluation.
     """
     draw = random.Random(f"{split} {SPLIT_SEED}")
     languages = ALIGNED if split == "train" else LANGUAGES
     rows = []
     for kind, combinations in split_combinations()[split].items():
-        for (verb, obj), phrasing in product(combinations, TRAIN_PHRASINGS if split == "train" else PHRASINGS):
+        for i, phrasing in product(range(len(combinations)), TRAIN_PHRASINGS if split == "train" else PHRASINGS):
+            verb, obj = combinations[i]
+            if split != "train" and NEW_PHRASINGS and phrasing not in (i % len(TRAIN_PHRASINGS), *NEW_PHRASINGS):
+                continue
             row = {"id": f"{verb}-{obj}-{phrasing}", "harmful": kind == "harmful", "combination": [verb, obj]}
             for language in languages:
                 field = "prompt" if language == "en" else f"prompt_{language}"

@@ -20,13 +20,13 @@ from transformers import AutoTokenizer
 from mlc_min.consistency import singular_values, unit_rows
 from mlc_min.evaluation.generate import generate
 from mlc_min.examples import encode_prompt
-from mlc_min.lab.benchmark.measure import CARDS, Job, alternate, fresh, measured, ratios, share, spread, utilisation
-from mlc_min.lab.benchmark.workloads import Workload, dpo_operations, mlc_operations, official_loss
 from mlc_min.lab.random_model import make_config
 from mlc_min.lab.sentences import ALIGNED, EMBEDDED, LANGUAGES
 from mlc_min.machinery.errors import InputError, first_line
 from mlc_min.machinery.models import load_model
 from mlc_min.machinery.rows import read_rows
+from tests.benchmark.measure import CARDS, Job, alternate, fresh, measured, ratios, share, spread, utilisation
+from tests.benchmark.workloads import Workload, dpo_operations, mlc_operations, official_loss
 
 
 def cost(at) -> dict:

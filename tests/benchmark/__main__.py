@@ -1,8 +1,8 @@
 """How fast, how much memory, against what. Everything is a ratio of jobs run in turn in one process.
 
-    python -m mlc_min.lab.benchmark                             # all parts; about half an hour on 2 CPU cores
-    python -m mlc_min.lab.benchmark --parts cost loss           # some
-    python -m mlc_min.lab.benchmark --shape qwen2.5-0.5b --rows 2 --parts cost official
+    python -m tests.benchmark                             # all parts; about half an hour on 2 CPU cores
+    python -m tests.benchmark --parts cost loss           # some
+    python -m tests.benchmark --shape qwen2.5-0.5b --rows 2 --parts cost official
 
 Models have random weights, of a real shape; rows are random tokens. Prints tables, and writes benchmark.json and
 benchmark.md; a part that is run again replaces itself there. On a GPU `python -m tests.gpu` runs these parts and more.
@@ -20,19 +20,19 @@ from pathlib import Path
 
 from mlc_min.evaluation.records import read_object
 from mlc_min.evaluation.report import aligned_text, markdown_table
-from mlc_min.lab.benchmark import parts
-from mlc_min.lab.benchmark.measure import fresh
 from mlc_min.lab.random_model import SHAPES
 from mlc_min.machinery.errors import SWITCH, Help, InputError, first_line, run_command
 from mlc_min.machinery.files import usable_folder, write_atomically, write_json
 from mlc_min.machinery.log import git_commit, hardware, versions
 from mlc_min.machinery.models import pick_device
+from tests.benchmark import parts
+from tests.benchmark.measure import fresh
 
 PARTS = (parts.cost, parts.official, parts.trl, parts.loss, parts.evaluation, parts.reading)
 
 
 def main() -> None:
-    run_parts(PARTS, "python -m mlc_min.lab.benchmark", __doc__)
+    run_parts(PARTS, "python -m tests.benchmark", __doc__)
 
 
 def run_parts(known: tuple[Callable, ...], program: str, description: str, needs_gpu: bool = False) -> None:

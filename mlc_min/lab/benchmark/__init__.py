@@ -1,1 +1,0 @@
-"""How fast, how much memory, against what: ratios measured side by side. `python -m mlc_min.lab.benchmark`."""

@@ -1,0 +1,1 @@
+"""How fast, how much memory, against what: ratios measured side by side. `python -m tests.benchmark`."""
