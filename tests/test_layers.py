@@ -53,6 +53,9 @@ def test_by_layer_takes_the_mean_of_each_language_away_and_leaves_out_states_wit
     assert figures["silhouette_meaning"][1] < 0 < 0.999 < figures["silhouette_meaning"][2]
     assert {name: values[0] for name, values in figures.items()} == dict.fromkeys(figures)  # the same state everywhere
     assert suggested_layer(figures) == 2
+    # A mean of equal states is equal to them but for rounding, which is as large as they are.
+    large = torch.full((7, 3, 8), 160.1) + 1e-4 * torch.randn(7, 3, 8, generator=generator)
+    assert by_layer(large[None])["collinearity_centred"] == [None]
 
 
 def test_the_suggested_layer_has_the_largest_difference_of_silhouettes_from_the_least_entry_on():

@@ -271,6 +271,9 @@ def test_the_larger_world_holds_more_requests_evenly_and_keeps_a_phrasing_out_of
     output = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout
     count, distinct, rows = json.loads(output)
     assert count == distinct == 12 * 37 * 37 * 4
+    for split, own in rows.items():
+        lines = (DATA / "large" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line) for line in lines] == own
     asked = {split: {tuple(r["combination"]) for r in rows[split] if r["harmful"]} for split in SPLITS}
     assert {split: len(own) for split, own in asked.items()} == {"train": 375, "validation": 125, "test": 125}
     assert len(set.union(*asked.values())) == 25 * 25

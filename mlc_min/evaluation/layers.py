@@ -82,7 +82,8 @@ def by_layer(states: Tensor) -> dict[str, list[float | None]]:
     figures: dict[str, list[float | None]] = {name: [] for name in LAYER_FIGURES}
     for entry in states:
         flat, centred = entry.flatten(0, 1), entry - entry.mean(0)
-        if (centred.abs().amax(-1) < 1e-6).any():  # entry 0 is the embedding of the same token for every prompt
+        tiny = 1e-6 * max(1.0, entry.abs().max().item())  # what rounding leaves
+        if (centred.abs().amax(-1) < tiny).any():  # entry 0 is the embedding of the same token for every prompt
             values = [None] * len(LAYER_FIGURES)
         else:
             values = [figure for own in (entry, centred) for figure in (
