@@ -10,6 +10,7 @@ from mlc_min.evaluation.pictures import plot_grid
 from mlc_min.lab.ablations import QUESTIONS, answer, answers_table, by_request, main, refusal_by_verb, slug
 from mlc_min.lab.experiment import GRID, MAIN, MLC, ROWS, SEEDLESS, World, examples_of, in_language, settings_of
 from mlc_min.lab.sentences import ALIGNED, EMBEDDED, answer_text, refusal_text
+from mlc_min.machinery.errors import InputError
 from mlc_min.train import TrainConfig
 
 
@@ -144,7 +145,8 @@ def test_rows_of_several_base_models_stand_side_by_side(tmp_path, monkeypatch):
     bases = [tmp_path / name for name in ("one", "two")]
     for base in bases:
         base.mkdir()
-        (base / "model").symlink_to(EMBEDDED / "model")
+        for name in ("model", "lexicon.json"):
+            (base / name).symlink_to(EMBEDDED / name)
     rows = ["--rows", "base", "always-refuse", "--seeds", "0", "1", "--test_rows", "2"]
     monkeypatch.setattr(
         sys, "argv", ["ablations", *rows, "--bases", *map(str, bases), "--output", str(tmp_path / "out")]
@@ -158,6 +160,21 @@ def test_rows_of_several_base_models_stand_side_by_side(tmp_path, monkeypatch):
     assert 0 <= found["base"][0]["summary"]["auc_avg"] <= 1 and "| AUC |" in (
         tmp_path / "out" / "ablations.md"
     ).read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("bases", "what"),
+    [
+        (("data/large",), "data/large: its lexicon.json is not"),
+        (("a/same", "b/same"), "two of the folders have the same"),
+    ],
+)
+def test_a_base_model_of_another_world_is_refused(bases, what, tmp_path, monkeypatch):
+    arguments = ["--rows", "base", "--bases", *bases, "--output", str(tmp_path)]
+    monkeypatch.chdir(EMBEDDED.parents[1])
+    monkeypatch.setattr(sys, "argv", ["ablations", *arguments])
+    with pytest.raises(InputError, match=f"--bases:? ?{what}"):
+        main()
 
 
 def test_the_grid_is_drawn_when_all_of_it_is_there(tmp_path, monkeypatch):

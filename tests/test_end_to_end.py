@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -46,17 +47,28 @@ def refused(capsys, monkeypatch, *arguments) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C of another process")
+def test_ctrl_c_stops_the_main_job_with_all_its_processes(tmp_path):
+    command = [sys.executable, "-m", "mlc_min", "--output", str(tmp_path), "--device", "cpu"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
+        assert any("150 steps on" in line for line in job.stdout)  # a row is being trained
+        job.send_signal(signal.SIGINT)
+        _, errors = job.communicate(timeout=60)  # the pipes end with the last process that has them
+    assert job.returncode == 130 and errors.rstrip().endswith("stopped") and "Traceback" not in errors
+
+
+@pytest.mark.slow
 def test_the_main_job_writes_tables_verdicts_logs_and_pictures(tmp_path):
     printed = run("mlc_min", "--output", tmp_path, "--steps", 2, "--test_rows", 2).stdout
     table = json.loads((tmp_path / "table.json").read_text())
-    assert list(table) == ["base", "DPO", "DPO+MLC", "control: shuffled"]
+    assert list(table) == ["base", "DPO", "DPO+MLC", "control: shuffled", "no extractor"]
     for name, model in table.items():
         assert name in printed
         for counts in model["summary"]["counts"].values():
             for kind in ("harmful", "harmless"):
                 cell = counts[kind]
                 assert cell["prompts"] == 2 == cell["refusal"] + cell["compliance"] + cell["invalid"]
-        folder = tmp_path / name.replace(": ", "-")
+        folder = tmp_path / name.replace(": ", "-").replace(" ", "-")
         assert len((folder / "verdicts.jsonl").read_text("utf-8").splitlines()) == 4 * 12  # prompts x languages
         if name == "base":
             continue

@@ -137,8 +137,7 @@ def plot_grid(runs: dict[tuple[float, float], list[dict]], path: str | Path) -> 
             axes.text(j, i, f"{cells[i][j]:.1f}", ha="center", va="center", color=color)
         axes.set_xticks(range(len(columns)), [f"{value:g}" for value in columns])
         axes.set_yticks(range(len(rows)), [f"{value:g}" for value in rows])
-        axes.set_title(title, fontsize=10)
-        axes.set(xlabel="λ", ylabel="τ")
+        axes.set(xlabel="λ", ylabel="τ", title=title)
     save(canvas, path)
 
 

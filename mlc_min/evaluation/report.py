@@ -16,6 +16,9 @@ lenient: mean over the aligned languages of the lenient safe rate, % of harmful 
 over-ref, helpful: harmless prompts refused, and answered, %; in-lang: replies in the prompt's language, %
 invalid: replies to any prompt that are neither a refusal nor an answer, %; "–": no figure
 selectivity: % of harmful minus % of harmless prompts refused, points, mean over the aligned languages, interval"""
+AUC_LEGEND = """\
+AUC: mean over the aligned languages of the share of the pairs of a harmful and a harmless prompt in which refusing, by
+its first symbol, is likelier after the harmful one; 0.5 is chance"""
 VERDICTS_LEGEND = "r/c/i/u: number of refusals / compliances / invalid / unscored replies; cut off: % of replies"
 DIAGNOSTICS_LEGEND = """\
 raw hidden states of the last prompt token, no extractor. mlc_loss: between floor (one line) and ceiling; collinearity:

@@ -16,7 +16,7 @@ from statistics import mean, stdev
 from mlc_min.evaluation.metrics import is_answered, paired_bootstrap, summarize
 from mlc_min.evaluation.pictures import plot_grid, plot_rates, plot_spectra, plot_tradeoff
 from mlc_min.evaluation.records import by_model
-from mlc_min.evaluation.report import LEGEND, markdown_table, markdown_tables, p_value
+from mlc_min.evaluation.report import AUC_LEGEND, LEGEND, markdown_table, markdown_tables, p_value
 from mlc_min.lab.experiment import FIRST, GRID, MAIN, RIVALS, ROWS, SEEDLESS, World, run, settings_of, slug
 from mlc_min.lab.sentences import ALIGNED, EMBEDDED, NEW_PHRASINGS
 from mlc_min.machinery.errors import Help, InputError, run_command
@@ -67,10 +67,8 @@ def answer(first: list[list[dict]], second: list[list[dict]], figure: str) -> di
     a, b = (row * seeds if len(row) == 1 else row for row in rates)
     requests = sorted(per_seed[0][0])
     units = [[mean(v for run in runs for v in run[request]) for request in requests] for runs in per_seed]
-    return {
-        "by_seed": [x - y for x, y in zip(a, b, strict=True)],
-        **paired_bootstrap([x - y for x, y in zip(*units, strict=True)]),
-    }
+    by_seed = [x - y for x, y in zip(a, b, strict=True)]
+    return {"by_seed": by_seed, **paired_bootstrap([x - y for x, y in zip(*units, strict=True)])}
 
 
 def answers_table(answers: list[dict]) -> str:
@@ -119,6 +117,8 @@ def main() -> None:
         TrainConfig(seed=seed, steps=arguments.steps).check()
     for folder in filter(None, (arguments.output, arguments.results)):
         usable_folder(folder, "--output" if folder is arguments.output else "--results")
+    if len({base.name for base in arguments.bases or ()}) < len(arguments.bases or ()):
+        raise InputError("--bases: two of the folders have the same name, and the results would too; rename one")
     results, records = {}, {}  # of each row: a list over the base models and their seeds
     for base in arguments.bases or [EMBEDDED]:
         world = World.load(arguments.split, arguments.device, arguments.test_rows, base)
@@ -155,7 +155,7 @@ def write(folder: Path, results: dict[str, list[dict]], answers: list[dict]) -> 
     diagnostics = {name: own[0]["diagnostics"] for name, own in results.items() if own[0]["diagnostics"]}
     tables = f"{markdown_tables(runs)}\n\n{answers_table(answers)}"
     write_json(folder / "ablations.json", {"rows": results, "answers": answers})
-    write_atomically(folder / "ablations.md", f"{tables}\n\n{LEGEND}\n")
+    write_atomically(folder / "ablations.md", f"{tables}\n\n{LEGEND}\n{AUC_LEGEND}\n")
     plot_rates({name: runs[name] for name in MAIN if name in runs} or runs, folder / "rates.png")
     plot_tradeoff(runs, folder / "tradeoff.png")
     if set(GRID) <= set(runs):

@@ -85,8 +85,10 @@ class World:
     ) -> "World":
         """test_rows: so many harmful and so many harmless rows only, for a quick look. folder: the world of another
         base model, made from the same lexicon."""
-        if test_rows is not None and test_rows < 1:
-            raise InputError(f"--test_rows {test_rows}: must be at least 1 (prompts of each kind)")
+        check_test_rows(test_rows)
+        own = folder / "lexicon.json"
+        if not own.exists() or own.read_bytes() != (EMBEDDED / "lexicon.json").read_bytes():
+            raise InputError(f"--bases {folder}: its lexicon.json is not that of {EMBEDDED}; see lab.toy_world")
         base, tokenizer = load_model(folder / "model", pick_device(device))
         languages = ALIGNED if split == "train" else LANGUAGES  # training rows do not have the unseen ones
         rows = read_rows(EMBEDDED / f"{split}.jsonl", languages)
@@ -95,6 +97,11 @@ class World:
             rows = [row for kind in kinds for row in kind[:test_rows]]
         train_rows = read_rows(EMBEDDED / "train.jsonl", ALIGNED, ("chosen", "rejected"))
         return cls(base, tokenizer, train_rows, rows, languages, split, folder)
+
+
+def check_test_rows(count: int | None) -> None:
+    if count is not None and count < 1:
+        raise InputError(f"--test_rows {count}: must be at least 1 (prompts of each kind)")
 
 
 def slug(name: str) -> str:
@@ -128,10 +135,8 @@ def in_language(row: Row, code: str) -> Row:
 
 def in_every_language(world: World, rows: list[Row], config: TrainConfig) -> dict[str, list[Example]]:
     """The rows in each aligned language, replies too."""
-    return {
-        c: encode_rows([in_language(row, c) for row in rows], world.tokenizer, (c,), config.max_length)[0]
-        for c in ALIGNED
-    }
+    own = {code: [in_language(row, code) for row in rows] for code in ALIGNED}
+    return {code: encode_rows(own[code], world.tokenizer, (code,), config.max_length)[0] for code in ALIGNED}
 
 
 def examples_of(world: World, name: str, config: TrainConfig) -> list[Example]:
@@ -150,8 +155,8 @@ def examples_of(world: World, name: str, config: TrainConfig) -> list[Example]:
 
 def steered(world: World, model):
     """The context in which the model refuses more, by a vector from the English training prompts."""
-    prompts = {kind: [row for row in world.train_rows if row.extra["harmful"] is kind] for kind in (True, False)}
-    prompts = [encode(rows, world.tokenizer, ("en",)) for rows in prompts.values()]
+    kinds = ([row for row in world.train_rows if row.extra["harmful"] is kind] for kind in (True, False))
+    prompts = (encode(rows, world.tokenizer, ("en",)) for rows in kinds)
     return rivals.steered(model, rivals.refusal_vector(model, *prompts))
 
 

@@ -2,9 +2,10 @@
 
     python -m mlc_min.lab.toy_world                    # about 6 minutes on 2 cores; writes data/embedded
     python -m mlc_min.lab.toy_world --output elsewhere
-    cp -r data/large runs/large && MLC_MIN_WORLD=runs/large python -m mlc_min.lab.toy_world     # a larger world
+    cp -r data/large runs/large-1 && MLC_MIN_WORLD=runs/large-1 python -m mlc_min.lab.toy_world --steps 2000 --seed 1
 
-All commands work in the world that MLC_MIN_WORLD names: a folder that this command filled from its lexicon.json.
+All commands work in the world that MLC_MIN_WORLD names: a folder that this command filled from its lexicon.json, such
+as data/large. The last command makes a second base model of that world.
 
 The base model stands in for a multilingual chat model before safety alignment. Pre-training gives it three
 traits of the real ones:
