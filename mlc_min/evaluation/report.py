@@ -27,12 +27,13 @@ in the first language is their own translation, mean over the other languages"""
 
 
 def figure(value: float | None, name: str = "", decimals: int = 1) -> str:
-    """A number as it stands in a table: so many decimals, Var and PAG always with two; "–" for no figure.
+    """A number as it stands in a table: so many decimals, Var and PAG always with two, AUC three; "–" for no figure.
 
     >>> figure(0.0712, "var"), figure(97.25, "avg"), figure(97.25, decimals=0), figure(None, "pag")
     ('0.07', '97.2', '97', '–')
     """
-    return "–" if value is None else f"{value:.{2 if name in ('var', 'pag', 'auc_avg') else decimals}f}"
+    own = {"var": 2, "pag": 2, "auc_avg": 3}
+    return "–" if value is None else f"{value:.{own.get(name, decimals)}f}"
 
 
 def aligned_text(rows: list[list[str]]) -> str:
