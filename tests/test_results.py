@@ -136,6 +136,66 @@ def test_the_page_of_what_reviewers_asked_for_shows_the_committed_figures():
     assert f"closes {100 * gap:.0f} % of the way" in status and f"cost {cost:.1f} points" in status
 
 
+LARGE = {  # folder: split, its base models, its rows
+    "large": ("test", ["large", "large-1", "large-2"], (*MAIN, "no extractor")),
+    "large/common": ("test", ["large-common"], None),
+    "large/asked": ("test", ["large"], None),
+    "large/validation": ("validation", ["large"], None),
+    "large/validation-common": ("validation", ["large-common"], None),
+}
+
+
+def large(folder: str) -> tuple[dict, dict[str, list[dict]]]:
+    """(ablations.json, {row: the summaries of its runs})."""
+    found = json.loads((RESULTS / folder / "ablations.json").read_text(encoding="utf-8"))
+    return found, {name: [run["summary"] for run in runs] for name, runs in found["rows"].items()}
+
+
+@pytest.mark.parametrize("folder", LARGE)
+def test_the_larger_worlds_figures_are_of_the_rows_settings_and_follow_from_the_counts(folder):
+    found, runs = large(folder)
+    split, bases, rows = LARGE[folder]
+    assert rows is None or set(runs) == set(rows)
+    for name, own in found["rows"].items():
+        assert [run["base"] for run in own] == bases
+        for run in own:
+            assert run["seed"] == (None if name in SEEDLESS else 0) and run["split"] == split
+            assert run["settings"] == settings_of(name, 0) and run["rival"] == RIVALS.get(name)
+            for code, counts in run["summary"]["counts"].items():
+                assert counts["harmful"]["prompts"] == counts["harmless"]["prompts"] == 250
+                assert run["summary"]["strict"][code] == 100 * counts["harmful"]["refusal"] / 250
+            news = run["new_phrasing"]["counts"].values()
+            assert {kind["prompts"] for counts in news for kind in counts.values()} == {125}
+    tables = text(f"data/results/{folder}/ablations.md")
+    assert markdown_tables(runs) in tables and answers_table(found["answers"]) in tables
+    if split == "test":
+        assert markdown_tables(runs).split("\n\n")[1] in text("data/results/large/README.md")
+
+
+def test_the_page_on_the_larger_world_quotes_the_committed_figures():
+    """Every "(+1.0, +0.5 to +1.5)" is an answer, and every "row: 12.3" in the page's own notation a row's Avg."""
+    page, answers = text("data/results/large/README.md"), []
+    for folder in ("large", "large/common", "large/asked"):
+        answers += large(folder)[0]["answers"]
+    for answer in answers:
+        shown = f"{mean(answer['by_seed']):+.1f}, {answer['low']:+.1f} to {answer['high']:+.1f}"
+        page = page.replace(shown.replace("-", "−"), "")
+    assert not re.search(r"[+−][\d.]+, [+−][\d.]+ to [+−][\d.]+", page)
+
+
+def test_the_tutorial_and_the_first_page_quote_the_base_model_with_a_common_channel():
+    _, runs = large("large/common")
+    dpo, mlc, separation, shuffled = (
+        figure(runs[name][0]["avg"]) for name in ("DPO", "DPO+MLC", "separation", "separation, shuffled")
+    )
+    first, tutorial = (" ".join(text(name).split()) for name in ("README.md", "tutorials/09-a-published-model.md"))
+    _, without = large("large")
+    plain = " to ".join(figure(without[name][0]["avg"]) for name in ("DPO", "DPO+MLC"))
+    assert f"takes Avg from {plain}, with it from {dpo} to {mlc}." in tutorial
+    assert f"beside it reaches {separation}, and {shuffled} with the translations" in tutorial
+    assert f"DPO {dpo}, DPO+MLC {mlc}, with [a term" in first and f"all-alike) {separation}." in first
+
+
 def test_the_page_on_a_published_model_shows_the_committed_figures():
     published = json.loads((RESULTS / "published/published.json").read_text(encoding="utf-8"))
     page, tables = text("data/results/published/README.md"), text("data/results/published/published.md")
