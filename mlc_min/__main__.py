@@ -36,7 +36,7 @@ def main() -> None:
     TrainConfig(seed=arguments.seed, steps=arguments.steps).check()
     check_test_rows(arguments.test_rows)
     output, started = usable_folder(arguments.output, "--output"), time.perf_counter()
-    print("expected time on 2 CPU cores: about 3 minutes, in the world of data/large 10", flush=True)
+    print("expected time on 2 CPU cores: 3 to 5 minutes, in the world of data/large 10 to 15", flush=True)
     names = [*MAIN, "no extractor"]
     if pick_device(arguments.device).type == "cpu":
         # The longest first, so that no core waits for a late one.
