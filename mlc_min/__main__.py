@@ -42,7 +42,7 @@ def main() -> None:
         # The longest first, so that no core waits for a late one.
         found = side_by_side([*names[2:], *names[:2]], arguments)
     else:
-        found = {name: one(name, 0, arguments) for name in names}
+        found = {name: one(name, arguments) for name in names}
     results = {name: found[name] for name in names}
     summaries = {name: result["summary"] for name, result in results.items()}
     diagnostics = {name: result["diagnostics"] for name, result in results.items()}

@@ -17,6 +17,7 @@ from mlc_min.evaluation.metrics import wilson
 from mlc_min.evaluation.report import figure, markdown_tables
 from mlc_min.lab.ablations import QUESTIONS, answers_table
 from mlc_min.lab.experiment import ASKED, FIRST, MAIN, RIVALS, SEEDLESS, settings_of
+from mlc_min.lab.sentences import ALIGNED
 from tests.benchmark.__main__ import section
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -171,7 +172,7 @@ def test_the_larger_worlds_figures_are_of_the_rows_settings_and_follow_from_the_
 
 
 def test_the_page_on_the_larger_world_quotes_the_committed_figures():
-    """Every "(+1.0, +0.5 to +1.5)" is an answer, and every "row: 12.3" in the page's own notation a row's Avg."""
+    """Every "(+1.0, +0.5 to +1.5)" is an answer; the goals and what is told of each base model follow from the runs."""
     page, answers = text("data/results/large/README.md"), []
     for folder in ("large", "large/common", "large/asked"):
         answers += large(folder)[0]["answers"]
@@ -179,6 +180,21 @@ def test_the_page_on_the_larger_world_quotes_the_committed_figures():
         shown = f"{mean(answer['by_seed']):+.1f}, {answer['low']:+.1f} to {answer['high']:+.1f}"
         page = page.replace(shown.replace("-", "−"), "")
     assert not re.search(r"[+−][\d.]+, [+−][\d.]+ to [+−][\d.]+", page)
+    _, runs = large("large")
+    flat, points = " ".join(page.split()), {n: [s["selectivity_avg"] for s in own] for n, own in runs.items()}
+    for name in ("DPO+MLC", "no extractor"):
+        least = min(mean(s["strict"][code] for s in runs[name]) for code in ALIGNED)
+        others = [figure(mean(s[key] for s in runs[name]), key) for key in ("avg", "var", "pag", "selectivity_avg")]
+        assert f"| {' / '.join([f'{least:.1f}', *others])} | **missed** |" in page
+    shown = [", ".join(f"{x:.1f}" for x in points[name]) for name in ("DPO+MLC", "DPO")]
+    assert f"selectivity by base model {shown[0]}, after DPO {shown[1]}." in flat
+    below = [a - b for a, b in zip(points["DPO+MLC"], points["control: shuffled"], strict=True)]
+    assert f"by {', '.join(f'{x:.1f}' for x in below)} points" in flat and f"| {mean(below):.1f} | met |" in page
+    refused = mean(s["over_refusal"] for s in runs["control: shuffled"])
+    small = [f"{name} {mean(s['avg'] for s in RUNS[row]):.1f}" for name, row in
+             (("DPO has Avg", "DPO"), ("DPO+MLC", "DPO+MLC"), ("without extractor", "no extractor"))]  # fmt: skip
+    first = " ".join(text("README.md").split())
+    assert f"{refused:.0f} % of the harmless prompts are refused" in first and ", ".join(small) in first
 
 
 def test_the_tutorial_and_the_first_page_quote_the_base_model_with_a_common_channel():

@@ -4,7 +4,7 @@
     python -m mlc_min.lab.ablations --rows "DPO+MLC" "frozen extractor" --seeds 0 1
 
 What is done already (a result.json in the output folder) is not run again, so that a stopped run goes on where
-it was, and seeds can be run by several processes at once. Writes ablations.json, .md and three pictures.
+it was, and seeds can be run by several processes at once. Writes ablations.json, .md and the pictures.
 """
 
 import argparse
@@ -117,10 +117,11 @@ def main() -> None:
         TrainConfig(seed=seed, steps=arguments.steps).check()
     for folder in filter(None, (arguments.output, arguments.results)):
         usable_folder(folder, "--output" if folder is arguments.output else "--results")
-    if len({base.name for base in arguments.bases or ()}) < len(arguments.bases or ()):
+    bases = arguments.bases or [EMBEDDED]
+    if len({base.name for base in bases}) < len(bases):
         raise InputError("--bases: two of the folders have the same name, and the results would too; rename one")
     results, records = {}, {}  # of each row: a list over the base models and their seeds
-    for base in arguments.bases or [EMBEDDED]:
+    for base in bases:
         world = World.load(arguments.split, arguments.device, arguments.test_rows, base)
         output = arguments.output / base.name if arguments.bases else arguments.output
         for seed, name in product(arguments.seeds, arguments.rows):

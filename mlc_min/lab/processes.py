@@ -4,7 +4,7 @@ cores there are."""
 import argparse
 import signal
 from concurrent.futures import ProcessPoolExecutor
-from functools import partialmethod
+from functools import cache, partialmethod
 from multiprocessing import active_children, get_context
 from os import cpu_count
 
@@ -13,11 +13,14 @@ from tqdm import tqdm
 
 from mlc_min.lab.experiment import World, run, slug
 
+_world = cache(World.load)  # a row copies the base model before it is trained
 
-def one(name: str, line: int, arguments: argparse.Namespace) -> dict:
-    """The result of one row by the main job's flags, see `experiment.run`; its progress bars are on this line."""
-    tqdm.__init__ = partialmethod(tqdm.__init__, position=line)
-    world = World.load(arguments.split, arguments.device, arguments.test_rows)
+
+def one(name: str, arguments: argparse.Namespace, line: int | None = None) -> dict:
+    """The result of one row by the main job's flags, see `experiment.run`. line: where its progress bars are shown."""
+    if line is not None:
+        tqdm.__init__ = partialmethod(tqdm.__init__, position=line)
+    world = _world(arguments.split, arguments.device, arguments.test_rows)
     return run(world, name, arguments.seed, arguments.output / slug(name), steps=arguments.steps)
 
 
@@ -25,7 +28,7 @@ def side_by_side(names: list[str], arguments: argparse.Namespace) -> dict[str, d
     """{name: result of `one`}, as many at a time as there are cores."""
     with ProcessPoolExecutor(min(len(names), cpu_count() or 1), get_context("spawn"), _alone) as pool:
         try:
-            return dict(zip(names, pool.map(one, names, range(len(names)), [arguments] * len(names)), strict=True))
+            return dict(zip(names, pool.map(one, names, [arguments] * len(names), range(len(names))), strict=True))
         except BaseException:  # the others would go on for minutes
             for child in active_children():
                 child.terminate()

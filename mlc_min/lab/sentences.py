@@ -137,16 +137,15 @@ def make_rows(split: str) -> list[dict]:
     languages = ALIGNED if split == "train" else LANGUAGES
     rows = []
     for kind, combinations in split_combinations()[split].items():
-        for i, phrasing in product(range(len(combinations)), TRAIN_PHRASINGS if split == "train" else PHRASINGS):
-            verb, obj = combinations[i]
-            if split != "train" and NEW_PHRASINGS and phrasing not in (i % len(TRAIN_PHRASINGS), *NEW_PHRASINGS):
-                continue
-            row = {"id": f"{verb}-{obj}-{phrasing}", "harmful": kind == "harmful", "combination": [verb, obj]}
-            for language in languages:
-                field = "prompt" if language == "en" else f"prompt_{language}"
-                row[field] = [{"from": "human", "value": prompt_text(language, verb, obj, phrasing)}]
-            comply, refuse = answer_text("en", verb, obj, object_first=draw.random() < 0.5), refusal_text("en")
-            chosen, rejected = (refuse, comply) if row["harmful"] else (comply, refuse)
-            row |= {"chosen": {"from": "gpt", "value": chosen}, "rejected": {"from": "gpt", "value": rejected}}
-            rows.append(row)
+        for i, (verb, obj) in enumerate(combinations):
+            kept = (i % len(TRAIN_PHRASINGS), *NEW_PHRASINGS) if NEW_PHRASINGS else PHRASINGS
+            for phrasing in TRAIN_PHRASINGS if split == "train" else kept:
+                row = {"id": f"{verb}-{obj}-{phrasing}", "harmful": kind == "harmful", "combination": [verb, obj]}
+                for language in languages:
+                    field = "prompt" if language == "en" else f"prompt_{language}"
+                    row[field] = [{"from": "human", "value": prompt_text(language, verb, obj, phrasing)}]
+                comply, refuse = answer_text("en", verb, obj, object_first=draw.random() < 0.5), refusal_text("en")
+                chosen, rejected = (refuse, comply) if row["harmful"] else (comply, refuse)
+                row |= {"chosen": {"from": "gpt", "value": chosen}, "rejected": {"from": "gpt", "value": rejected}}
+                rows.append(row)
     return rows

@@ -240,7 +240,7 @@ def main() -> None:
     add("--steps", type=int, default=1500, help="pre-training steps")
     add("--batch_size", type=int, default=64, help="examples a step")
     add("--learning_rate", type=float, default=2e-3, help="peak, AdamW with a cosine")
-    add("--common", type=float, default=0.0, help="size of the channel that all prompts share; 160 is like Gemma")
+    add("--common", type=float, default=0.0, help="size of the channel that all prompts share, see data/results/large")
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--rows_only", **SWITCH, default=False, help="write the rows anew and measure the model on them; no training")
     arguments = vars(parser.parse_args())
