@@ -46,9 +46,8 @@ def main() -> None:
     results = {name: found[name] for name in names}
     summaries = {name: result["summary"] for name, result in results.items()}
     diagnostics = {name: result["diagnostics"] for name, result in results.items()}
-    text = (
-        f"{text_table(summaries)}\n\n{LEGEND}\n{AUC_LEGEND}\n\n{diagnostics_table(diagnostics)}\n\n{DIAGNOSTICS_LEGEND}"
-    )
+    parts = text_table(summaries), f"{LEGEND}\n{AUC_LEGEND}", diagnostics_table(diagnostics), DIAGNOSTICS_LEGEND
+    text = "\n\n".join(parts)
     plot_rates({name: [summary] for name, summary in summaries.items()}, output / "rates.png")
     plot_spectra(diagnostics, output / "spectra.png")
     write_atomically(output / "table.txt", text + "\n")

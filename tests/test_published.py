@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from mlc_min.evaluation.generate import first_tokens
 from mlc_min.evaluation.metrics import auc
 from mlc_min.examples import Row, encode_prompt
 from mlc_min.lab.published import report, rows
 from mlc_min.lab.published.__main__ import main, setting
-from mlc_min.lab.published.measure import first_tokens, perplexity
+from mlc_min.lab.published.measure import perplexity
 from mlc_min.lab.published.tasks import POLYREFUSE, POLYREFUSE_UNSEEN, by_first_word, load_task, paired_by_length
 from mlc_min.machinery.errors import InputError
 from mlc_min.machinery.files import EMBEDDED

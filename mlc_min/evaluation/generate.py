@@ -6,6 +6,7 @@ Every finished batch goes to a journal file, so that a run that was stopped goes
 
 import hashlib
 import json
+import math
 import random
 from contextlib import suppress
 from datetime import date
@@ -18,9 +19,11 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from mlc_min.examples import end_of_turn, pad
+from mlc_min.loop import batches_of
 from mlc_min.machinery.errors import InputError, refusing
 from mlc_min.machinery.files import EMBEDDED, shipped, write_atomically
 from mlc_min.machinery.models import digest, fingerprint
+from mlc_min.states import last_token_states, vocabulary_logits
 
 CONTROLS = ("always-refuse", "gibberish")
 
@@ -79,6 +82,19 @@ def generate(
     finally:
         model.generation_config = own
     return [done[i] for i in range(len(prompts))]
+
+
+@torch.no_grad()
+def first_tokens(model: PreTrainedModel, prompts: list[list[int]], token: int) -> list[tuple[float, int]]:
+    """Of each prompt: log-odds of this first token of a reply, log p - log(1 - p), and the likeliest first token."""
+    order, found = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), {}
+    for batch in tqdm(list(batches_of(order, 32)), "first tokens", leave=False):
+        logits = vocabulary_logits(model, last_token_states(model, **pad([prompts[i] for i in batch]))).double()
+        likeliest, own = logits.argmax(-1).tolist(), logits[:, token].clone()
+        logits[:, token] = -math.inf
+        log_odds = (own - logits.logsumexp(-1)).tolist()
+        found |= dict(zip(batch, zip(log_odds, likeliest, strict=True), strict=True))
+    return [found[i] for i in range(len(prompts))]
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: Tokenizer) -> list[int]:

@@ -132,8 +132,7 @@ def main() -> None:
                 run(world, name, seed, folder, steps=arguments.steps)
             result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
             expected = {"split": arguments.split, "prompts_per_language": len(world.test_rows)}
-            expected["rival"] = RIVALS.get(name)
-            expected["settings"] = settings_of(name, seed, steps=arguments.steps)
+            expected |= {"rival": RIVALS.get(name), "settings": settings_of(name, seed, steps=arguments.steps)}
             if any(result.get(key) != value for key, value in expected.items()):
                 raise InputError(f"{folder}: was run with other settings; delete it, or use another --output")
             (own,) = by_model(folder).values()
@@ -151,10 +150,13 @@ def main() -> None:
 
 
 def write(folder: Path, results: dict[str, list[dict]], answers: list[dict]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     runs = {name: [result["summary"] for result in own] for name, own in results.items()}
     diagnostics = {name: own[0]["diagnostics"] for name, own in results.items() if own[0]["diagnostics"]}
     tables = f"{markdown_tables(runs)}\n\n{answers_table(answers)}"
+    each = {f"{name}, {base}": [result["summary"] for result in own if result["base"] == base]
+            for name, own in results.items() for base in dict.fromkeys(result["base"] for result in own)}  # fmt: skip
+    if len(each) > len(runs):
+        tables += f"\n\nEach base model by itself, over its seeds:\n\n{markdown_tables(each)}"
     write_json(folder / "ablations.json", {"rows": results, "answers": answers})
     write_atomically(folder / "ablations.md", f"{tables}\n\n{LEGEND}\n{AUC_LEGEND}\n")
     plot_rates({name: runs[name] for name in MAIN if name in runs} or runs, folder / "rates.png")

@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlc_min.evaluation.diagnose import diagnose
-from mlc_min.evaluation.generate import CONTROLS, control_reply, generate
+from mlc_min.evaluation.generate import CONTROLS, control_reply, first_tokens, generate
 from mlc_min.evaluation.judges import judge
 from mlc_min.evaluation.metrics import summarize
 from mlc_min.evaluation.records import cells, encode, write_records
 from mlc_min.examples import Example, encode_response, encode_rows, shuffle_translations
 from mlc_min.lab import rivals
-from mlc_min.lab.published.measure import first_tokens
 from mlc_min.lab.sentences import ALIGNED, EMBEDDED, LANGUAGES, all_replies, answer_text, refusal_text
 from mlc_min.machinery.errors import InputError
 from mlc_min.machinery.files import write_atomically, write_json
@@ -59,8 +58,7 @@ ASKED = {  # what reviewers of the paper asked for
     "centred": CENTRED, "centred, shuffled": CENTRED | SHUFFLED,
     **{name: {} for name in RIVALS}, "refusal vector": None,
 }  # fmt: skip
-TAUS, WEIGHTS = (0.1, 0.2, 0.5, 1.0), (0.5, 2.0, 6.0, 12.0)
-GRID = {f"τ {tau}, λ {weight:g}": (tau, weight) for tau in TAUS for weight in WEIGHTS}
+GRID = {f"τ {tau}, λ {weight:g}": (tau, weight) for tau in (0.1, 0.2, 0.5, 1.0) for weight in (0.5, 2.0, 6.0, 12.0)}
 ROWS = FIRST | ASKED | {name: MLC | {"mlc_tau": tau, "mlc_weight": weight} for name, (tau, weight) in GRID.items()}
 MAIN = ("base", "DPO", "DPO+MLC", "control: shuffled")
 SEEDLESS = ("base", "refusal vector", *CONTROLS)  # nothing is trained, so every seed gives the same

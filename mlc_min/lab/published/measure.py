@@ -3,31 +3,16 @@
 import math
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from mlc_min.evaluation.generate import generate
+from mlc_min.evaluation.generate import first_tokens, generate
 from mlc_min.evaluation.records import cells, encode
-from mlc_min.examples import Row, encode_response, pad, response_batch
+from mlc_min.examples import Row, encode_response, response_batch
 from mlc_min.lab.published.tasks import Task
-from mlc_min.loop import batches_of, response_logps
-from mlc_min.states import last_token_states, vocabulary_logits
+from mlc_min.loop import response_logps
 
 BATCH = 32  # prompts a forward pass
-
-
-@torch.no_grad()
-def first_tokens(model: PreTrainedModel, prompts: list[list[int]], token: int) -> list[tuple[float, int]]:
-    """Of each prompt: log-odds of this first token of a reply, log p - log(1 - p), and the likeliest first token."""
-    order, found = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), {}
-    for batch in tqdm(list(batches_of(order, BATCH)), "first tokens", leave=False):
-        logits = vocabulary_logits(model, last_token_states(model, **pad([prompts[i] for i in batch]))).double()
-        likeliest, own = logits.argmax(-1).tolist(), logits[:, token].clone()
-        logits[:, token] = -math.inf
-        log_odds = (own - logits.logsumexp(-1)).tolist()
-        found |= dict(zip(batch, zip(log_odds, likeliest, strict=True), strict=True))
-    return [found[i] for i in range(len(prompts))]
 
 
 def examine(model: PreTrainedModel, tokenizer: Tokenizer, task: Task, rows: list[Row]) -> list[dict]:
