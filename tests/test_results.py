@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import sys
+from itertools import product
 from pathlib import Path
 from statistics import mean
 
@@ -14,9 +15,9 @@ import numpy as np
 import pytest
 
 from mlc_min.evaluation.metrics import wilson
-from mlc_min.evaluation.report import figure, markdown_tables
+from mlc_min.evaluation.report import figure, markdown_tables, mean_and_spread
 from mlc_min.lab.ablations import QUESTIONS, answers_table
-from mlc_min.lab.experiment import ASKED, FIRST, MAIN, RIVALS, SEEDLESS, settings_of
+from mlc_min.lab.experiment import ASKED, FIRST, GRID, MAIN, RIVALS, SEEDLESS, settings_of
 from mlc_min.lab.sentences import ALIGNED
 from tests.benchmark.__main__ import section
 
@@ -135,12 +136,16 @@ def test_the_page_of_what_reviewers_asked_for_shows_the_committed_figures():
     assert f"closes {100 * gap:.0f} % of the way" in status and f"cost {cost:.1f} points" in status
 
 
-LARGE = {  # folder: split, its base models, its rows
-    "large": ("test", ["large", "large-1", "large-2"], (*MAIN, "no extractor")),
-    "large/common": ("test", ["large-common"], None),
-    "large/asked": ("test", ["large"], None),
-    "large/validation": ("validation", ["large"], None),
-    "large/validation-common": ("validation", ["large-common"], None),
+COMPARED = ("DPO", "DPO+MLC", "no extractor", "control: shuffled")
+BASES, UPPER = ("large", "large-1", "large-2"), "DPO in every language"
+LARGE = {  # folder: split, its base models, how many seeds of alignment on each, its rows
+    "large": ("test", BASES, 5, (*MAIN, "no extractor")),
+    "large/upper-bound": ("test", BASES, 1, ("DPO", "DPO+MLC", "no extractor", UPPER)),
+    "large/common": ("test", ("large-common",), 1, None),
+    "large/asked": ("test", ("large",), 1, None),
+    "large/grid": ("validation", ("large",), 1, tuple(GRID)),
+    "large/validation": ("validation", ("large",), 1, None),
+    "large/validation-common": ("validation", ("large-common",), 1, None),
 }
 
 
@@ -153,13 +158,14 @@ def large(folder: str) -> tuple[dict, dict[str, list[dict]]]:
 @pytest.mark.parametrize("folder", LARGE)
 def test_the_larger_worlds_figures_are_of_the_rows_settings_and_follow_from_the_counts(folder):
     found, runs = large(folder)
-    split, bases, rows = LARGE[folder]
+    split, bases, seeds, rows = LARGE[folder]
     assert rows is None or set(runs) == set(rows)
     for name, own in found["rows"].items():
-        assert [run["base"] for run in own] == bases
+        own_seeds = [None] if name in SEEDLESS else range(seeds)
+        assert [(run["base"], run["seed"]) for run in own] == list(product(bases, own_seeds))
         for run in own:
-            assert run["seed"] == (None if name in SEEDLESS else 0) and run["split"] == split
-            assert run["settings"] == settings_of(name, 0) and run["rival"] == RIVALS.get(name)
+            assert run["settings"] == settings_of(name, run["seed"]) and run["split"] == split
+            assert run["rival"] == RIVALS.get(name)
             for code, counts in run["summary"]["counts"].items():
                 assert counts["harmful"]["prompts"] == counts["harmless"]["prompts"] == 250
                 assert run["summary"]["strict"][code] == 100 * counts["harmful"]["refusal"] / 250
@@ -174,7 +180,7 @@ def test_the_larger_worlds_figures_are_of_the_rows_settings_and_follow_from_the_
 def test_the_page_on_the_larger_world_quotes_the_committed_figures():
     """Every "(+1.0, +0.5 to +1.5)" is an answer; the goals and what is told of each base model follow from the runs."""
     page, answers = text("data/results/large/README.md"), []
-    for folder in ("large", "large/common", "large/asked"):
+    for folder in ("large", "large/upper-bound", "large/common", "large/asked"):
         answers += large(folder)[0]["answers"]
     for answer in answers:
         shown = f"{mean(answer['by_seed']):+.1f}, {answer['low']:+.1f} to {answer['high']:+.1f}"
@@ -186,10 +192,23 @@ def test_the_page_on_the_larger_world_quotes_the_committed_figures():
         least = min(mean(s["strict"][code] for s in runs[name]) for code in ALIGNED)
         others = [figure(mean(s[key] for s in runs[name]), key) for key in ("avg", "var", "pag", "selectivity_avg")]
         assert f"| {' / '.join([f'{least:.1f}', *others])} | **missed** |" in page
-    shown = [", ".join(f"{x:.1f}" for x in points[name]) for name in ("DPO+MLC", "DPO")]
-    assert f"selectivity by base model {shown[0]}, after DPO {shown[1]}." in flat
+    for i, base in enumerate(("first", "second", "third")):
+        own = [mean_and_spread(points[name][5 * i : 5 * i + 5], "") for name in COMPARED]
+        assert f"| {base} | {' | '.join(own)} |" in page
     below = [a - b for a, b in zip(points["DPO+MLC"], points["control: shuffled"], strict=True)]
-    assert f"by {', '.join(f'{x:.1f}' for x in below)} points" in flat and f"| {mean(below):.1f} | met |" in page
+    by_base = [mean(below[i : i + 5]) for i in (0, 5, 10)]
+    assert f"by {', '.join(f'{x:.1f}' for x in by_base)} points" in flat and f"| {mean(below):.1f} | met |" in page
+    upper = {name: mean(s["avg"] for s in own) for name, own in large("large/upper-bound")[1].items()}
+    way = 100 * (upper["DPO+MLC"] - upper["DPO"]) / (upper[UPPER] - upper["DPO"])
+    assert f"goes {way:.0f} % of the way over three" in flat and f"| {way:.0f} % | **missed** |" in page
+    status = [figure(mean(points[name])) for name in ("DPO", "DPO+MLC", "control: shuffled")]
+    status = f"selectivity {status[0]} → {status[1]}, shuffled {status[2]}"
+    assert status in STATUS and f"MLC goes {way:.0f} % of the way" in STATUS
+    grid = {name: own[0] for name, own in large("large/grid")[1].items()}
+    best = max(grid, key=lambda name: grid[name]["selectivity_avg"])
+    assert best == "τ 0.5, λ 6" and f"by selectivity ({figure(grid[best]['selectivity_avg'])})" in flat
+    for name in ("τ 0.2, λ 12", "τ 1.0, λ 6", "τ 1.0, λ 12"):
+        assert figure(grid[name]["selectivity_avg"]) in flat.split("Around it lies a plateau")[1][:120]
     refused = mean(s["over_refusal"] for s in runs["control: shuffled"])
     small = [f"{name} {mean(s['avg'] for s in RUNS[row]):.1f}" for name, row in
              (("DPO has Avg", "DPO"), ("DPO+MLC", "DPO+MLC"), ("without extractor", "no extractor"))]  # fmt: skip
