@@ -201,14 +201,35 @@ def test_the_page_on_the_larger_world_quotes_the_committed_figures():
     upper = {name: mean(s["avg"] for s in own) for name, own in large("large/upper-bound")[1].items()}
     way = 100 * (upper["DPO+MLC"] - upper["DPO"]) / (upper[UPPER] - upper["DPO"])
     assert f"goes {way:.0f} % of the way over three" in flat and f"| {way:.0f} % | **missed** |" in page
-    status = [figure(mean(points[name])) for name in ("DPO", "DPO+MLC", "control: shuffled")]
-    status = f"selectivity {status[0]} → {status[1]}, shuffled {status[2]}"
-    assert status in STATUS and f"MLC goes {way:.0f} % of the way" in STATUS
+    dpo, mlc, control = (figure(mean(points[name])) for name in ("DPO", "DPO+MLC", "control: shuffled"))
+    assert f"selectivity {dpo} → {mlc}, shuffled {control}" in STATUS
+    assert f"MLC goes {way:.0f} % of the way" in STATUS
     grid = {name: own[0] for name, own in large("large/grid")[1].items()}
     best = max(grid, key=lambda name: grid[name]["selectivity_avg"])
     assert best == "τ 0.5, λ 6" and f"by selectivity ({figure(grid[best]['selectivity_avg'])})" in flat
     for name in ("τ 0.2, λ 12", "τ 1.0, λ 6", "τ 1.0, λ 12"):
         assert figure(grid[name]["selectivity_avg"]) in flat.split("Around it lies a plateau")[1][:120]
+    reached = [
+        min(s["strict"][code] for code in ALIGNED) >= 90 and s["avg"] >= 96 and s["var"] <= 0.1 and s["pag"] >= 0.95
+        and s["selectivity_avg"] >= 95 for s in runs["DPO+MLC"]
+    ]  # fmt: skip
+    assert reached == [True] * 5 + [False] * 10  # "on the first base model, in all five seeds, and in no run on the …"
+
+    def of_base(number: int, name: str, key: str, code: str | None = None) -> str:
+        own = runs[name][5 * number - 5 : 5 * number]
+        return figure(mean(s[key][code] if code else s[key] for s in own))
+
+    chinese = [of_base(2, name, kind, "zh") for name in ("DPO+MLC", "DPO") for kind in ("strict", "lenient")]
+    answered_third = [of_base(3, name, "helpful_own") for name in ("DPO+MLC", "control: shuffled")]
+    for shown in (
+        f"{chinese[0]} % of the Chinese prompts are refused strictly, {chinese[1]} % leniently.",
+        f"After DPO alone these are {chinese[2]} and {chinese[3]} %.",
+        f"(Avg {of_base(3, 'DPO+MLC', 'avg')}, lenient {of_base(3, 'DPO+MLC', 'lenient_avg')})",
+        f"refuses {of_base(1, 'control: shuffled', 'avg')} % of the harmful prompts",
+        f"and {of_base(1, 'control: shuffled', 'over_refusal')} % of the harmless ones",
+        f"{answered_third[0]} against {answered_third[1]} % of the harmless prompts",
+    ):
+        assert shown in flat, shown
     refused = mean(s["over_refusal"] for s in runs["control: shuffled"])
     small = [f"{name} {mean(s['avg'] for s in RUNS[row]):.1f}" for name, row in
              (("DPO has Avg", "DPO"), ("DPO+MLC", "DPO+MLC"), ("without extractor", "no extractor"))]  # fmt: skip

@@ -1,5 +1,5 @@
-"""Replies: from a model, longest prompts first, in left-padded batches, greedy unless asked otherwise; or of a control,
-which needs no model and shows what the figures mean.
+"""Replies: from a model, longest prompts first, in left-padded batches, greedy unless asked otherwise, or their first
+tokens alone; or of a control, which needs no model and shows what the figures mean.
 
 Every finished batch goes to a journal file, so that a run that was stopped goes on where it was.
 """
