@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,10 @@ def refused(capsys, monkeypatch, *arguments) -> str:
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C of another process")
 def test_ctrl_c_stops_the_main_job_with_all_its_processes(tmp_path):
     command = [sys.executable, "-m", "mlc_min", "--output", str(tmp_path), "--device", "cpu"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A shell lets what it runs in the background ignore Ctrl-C, and the tests may run there.
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, cwd=ROOT, preexec_fn=heeding, **pipes) as job:
         assert any("150 steps on" in line for line in job.stdout)  # a row is being trained
         job.send_signal(signal.SIGINT)
         _, errors = job.communicate(timeout=60)  # the pipes end with the last process that has them
